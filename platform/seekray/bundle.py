@@ -1,0 +1,123 @@
+"""The bundle: the only contract between training and everything after it.
+
+A folder with `model.safetensors`, `bundle.json`, `sample.json` and `manifest.json` (the sha256 of
+each). It never changes once written; its hash, the sha256 of the manifest, is its name everywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from seekray.checkpoint import sha256
+from seekray.data.features import FeatureSchema
+from seekray.errors import CorruptError, ModelNotFoundError
+from seekray.storage import Storage
+from seekray.system import versions
+
+FORMAT = 1
+FILES = ("bundle.json", "model.safetensors", "sample.json")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory. `info` is bundle.json; `tensors` are `module/key`; `sample` is sample.json."""
+
+    info: dict[str, Any]
+    schema: FeatureSchema
+    tensors: dict[str, Tensor]
+    sample: dict[str, Any]
+    hash: str
+
+
+def json_value(value: Any) -> Any:
+    """A table's value as JSON: times as ISO text, bytes as base64, NaN as null."""
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, (list, tuple)):
+        return [json_value(v) for v in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+def write(
+    storage: Storage,
+    folder: str,
+    info: Mapping[str, Any],
+    schema: FeatureSchema,
+    tensors: Mapping[str, Tensor],
+    sample: Mapping[str, Any],
+) -> str:
+    """Write a bundle, the manifest last; returns its hash."""
+    head = {
+        "format": FORMAT,
+        **info,
+        "schema": schema.to_json(),
+        "versions": versions(),
+        "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+    }
+    files = {
+        "bundle.json": _json(head),
+        "model.safetensors": save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}),
+        "sample.json": _json(sample),
+    }
+    for name, data in files.items():
+        storage.write_bytes(f"{folder}/{name}", data)
+    manifest = _json({"files": {name: sha256(data) for name, data in files.items()}})
+    storage.write_bytes(f"{folder}/manifest.json", manifest)
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
+
+
+def check(folder: Path) -> str:
+    """Check every file against the manifest; returns the bundle's hash. Raises ModelNotFoundError, CorruptError."""
+    manifest_file = folder / "manifest.json"
+    if not manifest_file.is_file():
+        raise ModelNotFoundError(f"{folder} is not a bundle: it has no manifest.json")
+    raw = manifest_file.read_bytes()
+    try:
+        digests = json.loads(raw)["files"]
+    except (ValueError, KeyError) as error:
+        raise CorruptError(f"{manifest_file} cannot be read: {error}") from error
+    for name, digest in digests.items():
+        file = folder / name
+        if not file.is_file() or sha256(file.read_bytes()) != digest:
+            raise CorruptError(f"bundle {folder}: {name} is missing or does not match its sha256; fetch it again")
+    return hashlib.sha256(raw).hexdigest()
+
+
+def load(folder: Path) -> Bundle:
+    """Check and read a bundle. Raises ModelNotFoundError, CorruptError."""
+    digest = check(folder)
+    info = json.loads((folder / "bundle.json").read_bytes())
+    if info.get("format") != FORMAT:
+        raise CorruptError(f"bundle {folder} has format {info.get('format')}, this seekray reads {FORMAT}")
+    return Bundle(
+        info=info,
+        schema=FeatureSchema.from_json(info["schema"]),
+        tensors=load_tensors((folder / "model.safetensors").read_bytes()),
+        sample=json.loads((folder / "sample.json").read_bytes()),
+        hash=digest,
+    )
+
+
+def sample_rows(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows as JSON, features only."""
+    return [{name: json_value(row[name]) for name in names} for row in rows]

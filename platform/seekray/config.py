@@ -1,0 +1,207 @@
+"""The experiment: frozen pydantic models, cross-field rules at construction.
+
+Nothing after `load` reads YAML. Each field's description is the experiment reference of the docs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from seekray.data.options import Data
+from seekray.models import get_family
+
+
+def _seconds(value: object) -> object:
+    """Accept `90`, `30s`, `30m`, `2h`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value) if isinstance(value, str) else None
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
+
+
+class Strict(BaseModel):
+    """Base of all parts: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EarlyStopping(Strict):
+    """Stop when the validation metric has not improved for `patience` epochs."""
+
+    patience: int = Field(5, ge=1, description="epochs without an improvement before the run stops")
+    min_delta: float = Field(0.0, ge=0, description="an improvement smaller than this does not count")
+
+
+class Schedule(Strict):
+    """How the learning rate moves over the run."""
+
+    kind: Literal["constant", "cosine", "one-cycle", "plateau"] = Field(
+        "constant", description="plateau divides the rate by 1/factor when validation stops improving"
+    )
+    warmup: float = Field(0.0, ge=0, description="steps of linear warm-up; below 1, a fraction of all steps")
+    final: float = Field(0.0, ge=0, le=1, description="cosine: the last rate as a fraction of `lr`")
+    factor: float = Field(0.5, gt=0, lt=1, description="plateau: the rate is multiplied by this")
+    patience: int = Field(3, ge=0, description="plateau: epochs without improvement before that")
+
+
+class Checkpoints(Strict):
+    """What is kept under `storage` while training."""
+
+    keep: int = Field(2, ge=1, description="the newest K are kept, and the best")
+    every_steps: int | None = Field(None, ge=1, description="also in the middle of an epoch, every so many steps")
+    min_interval: Duration = Field(5.0, description="epochs that end sooner after the last checkpoint write none")
+
+
+class Training(Strict):
+    """How the weights are fitted."""
+
+    epochs: int | None = Field(None, ge=1, description="passes over the training rows; 20 if neither this nor max_steps")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps, instead of epochs")
+    batch_size: int = Field(64, ge=1, description="rows a step, over all workers together")
+    accumulate: int = Field(1, ge=1, description="split each batch into so many parts to save memory; same gradient")
+    optimizer: Literal["adam", "adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="learning rate (peak)")
+    weight_decay: float = Field(0.01, ge=0, description="decoupled for adamw, L2 for adam and sgd; not on biases and norms")
+    momentum: float = Field(0.0, ge=0, lt=1, description="sgd only")
+    schedule: Schedule = Schedule()
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm")
+    early_stopping: EarlyStopping | None = None
+    metric: str | None = Field(None, description="validation metric that picks the best weights; default by task")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the weights, used instead of the last")
+    seed: int = Field(0, ge=0, description="of initialisation, shuffling and dropout")
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field("auto", description="auto: bf16 on a GPU that has it, else fp32")
+    compile: bool = Field(False, description="torch.compile the modules")
+    fused: bool | None = Field(None, description="fused optimizer; null: where the device has it")
+    pin_memory: bool | None = Field(None, description="pinned host memory and non-blocking copies; null: on a GPU")
+    log_every: int = Field(10, ge=1, description="a point of loss and rate every so many steps")
+    checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="after")
+    def _rules(self) -> Training:
+        if self.epochs and self.max_steps:
+            raise ValueError("training.epochs and training.max_steps are both given; give one of them")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"training.accumulate ({self.accumulate}) is over training.batch_size ({self.batch_size})")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError(f"training.momentum is for sgd, not for {self.optimizer}")
+        return self
+
+
+class Resources(Strict):
+    """Where the run's workers go."""
+
+    workers: int | tuple[int, int] = Field(
+        1, description="0: this process, without Ray; N: Ray Train workers; [min, max]: elastic"
+    )
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="CPUs of a worker, may be a fraction; torch's threads follow it; null: 1, or all for workers: 0"
+    )
+    gpus_per_worker: float | None = Field(None, ge=0, description="null: one where the cluster has GPUs for all, else none")
+    wait: Duration | None = Field(None, description="wait that long for missing resources (30s, 30m, 2h); null: refuse")
+    max_failures: int = Field(3, ge=0, description="times that lost workers are replaced before the run fails")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Resources:
+        low, high = self.span
+        if low < 0 or high < low or (high > low and low < 1):
+            raise ValueError(f"resources.workers: {self.workers} given, expected 0 or more, or [min, max] with 1 <= min <= max")
+        return self
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Smallest and largest number of workers."""
+        return self.workers if isinstance(self.workers, tuple) else (self.workers, self.workers)
+
+
+class Autoscaling(Strict):
+    """Replicas of an endpoint."""
+
+    min: int = Field(1, ge=0, description="fewest replicas")
+    max: int = Field(1, ge=1, description="most replicas")
+    target: float = Field(8, gt=0, description="requests in flight that a replica should have")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Autoscaling:
+        if self.max < self.min:
+            raise ValueError(f"serve.autoscaling: max ({self.max}) is below min ({self.min})")
+        return self
+
+
+class Serve(Strict):
+    """How a registered version is served."""
+
+    autoscaling: Autoscaling = Autoscaling()
+    max_queued_requests: int = Field(256, ge=1, description="beyond it a replica answers 429 with Retry-After")
+    max_batch_size: int = Field(256, ge=1, description="most rows of one forward pass")
+    max_rows: int = Field(10_000, ge=1, description="most rows of one request")
+    max_body_mb: float = Field(16, gt=0, description="largest request body, MiB")
+    cpus: float = Field(0.1, ge=0, description="CPUs that a replica reserves")
+    gpus: float = Field(0, ge=0, description="GPUs that a replica reserves")
+
+
+class Report(Strict):
+    """What the run's report shows besides the metrics."""
+
+    by: tuple[str, ...] = Field((), description="columns by whose values the metrics are also listed")
+    importances: bool = Field(True, description="permutation importances on held-out rows")
+
+
+class Experiment(Strict):
+    """One experiment: data, model, training, resources, and what becomes of the result."""
+
+    name: Name
+    family: str = Field("net", description="net, or package.module:MyFamily")
+    task: str = Field("classification", description="net: classification, regression, multilabel")
+    data: Data
+    model: SerializeAsAny[BaseModel] = Field(default=None, validate_default=True)  # type: ignore[assignment]
+    training: Training = Training()
+    resources: Resources = Resources()
+    register_as: Name | None = Field(None, alias="register", description="name in the model registry")
+    serve: Serve = Serve()
+    report: Report = Report()
+    storage: str | None = Field(None, description="folder or s3:// URI of checkpoints, bundles and spool")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @field_validator("family")
+    @classmethod
+    def _family_exists(cls, value: str) -> str:
+        get_family(value)
+        return value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_of_family(cls, value: Any, info: Any) -> BaseModel:
+        if "family" not in info.data:
+            raise ValueError("not checked, because family is wrong")
+        config = get_family(info.data["family"]).Config
+        return value if isinstance(value, config) else config.model_validate(value or {})
+
+    @model_validator(mode="after")
+    def _rules(self) -> Experiment:
+        family = get_family(self.family)
+        if self.task not in family.tasks:
+            raise ValueError(f"task: {self.task!r} given, family {self.family} has {', '.join(family.tasks)}")
+        if (stop := self.training.early_stopping) and not self.data.split.validation:
+            raise ValueError(
+                f"training.early_stopping (patience {stop.patience}) needs validation rows, "
+                "but data.split.validation is 0; give it a fraction or remove early_stopping"
+            )
+        if self.training.schedule.kind == "plateau" and not self.data.split.validation:
+            raise ValueError("training.schedule.kind: plateau needs validation rows, but data.split.validation is 0")
+        if self.training.batch_size < self.resources.span[1]:
+            raise ValueError(
+                f"training.batch_size ({self.training.batch_size}) is global and below "
+                f"resources.workers ({self.resources.span[1]}); each worker needs a row"
+            )
+        family.check(self.model, self.task, self.data, self.training)
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """Every value, defaults included; `Experiment.model_validate` takes it back."""
+        return self.model_dump(mode="json", by_alias=True)

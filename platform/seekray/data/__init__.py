@@ -1,0 +1,1 @@
+"""Data: sources, features, splits and batches."""

@@ -1,0 +1,122 @@
+"""A rank's share of each global batch, as tensors, with a position that can be saved."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seekray.data.prepare import Arrays
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One part of a step on one rank.
+
+    inputs: feature tensors, first dimension B (this rank's rows).
+    targets: (B, ...) or None.
+    rows: (B,) int64 row numbers in the source.
+    global_rows: rows of the whole step over all ranks and parts: a loss is a sum over B rows
+        divided by it, so that gradients summed over ranks and parts are those of one big batch.
+    last: True for the part that completes the step.
+    """
+
+    inputs: dict[str, Tensor]
+    targets: Tensor | None
+    rows: Tensor
+    global_rows: int
+    last: bool
+
+
+def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor on the same memory; arrays from Ray's object store are read-only, and only read."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+class TableBatches:
+    """Batches of rows that fit in memory (or in a memory map).
+
+    Each epoch visits each row once in an order that depends on the seed and the epoch alone, so a
+    run with another number of workers sees the same global batches. Iterating goes on from the
+    saved position and ends with the epoch.
+
+    arrays: the rows; batch_size: rows of a step over all ranks; parts: pieces a step is split into.
+    """
+
+    def __init__(
+        self,
+        arrays: Arrays,
+        *,
+        batch_size: int,
+        parts: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        pin_memory: bool = False,
+    ) -> None:
+        self.num_rows = len(arrays.rows)
+        self.batch_size = batch_size
+        self.steps_per_epoch = -(-self.num_rows // batch_size)
+        self._inputs = {k: self._typed(as_tensor(v), dtype) for k, v in arrays.inputs.items()}
+        self._targets = None if arrays.targets is None else self._typed(as_tensor(arrays.targets), dtype)
+        self._rows = as_tensor(arrays.rows)
+        self._parts, self._seed, self._shuffle = parts, seed, shuffle
+        self._rank, self._world_size = rank, world_size
+        self._device, self._pin = torch.device(device), pin_memory
+        self.epoch = 0
+        self.step = 0
+
+    @staticmethod
+    def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != dtype else tensor
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: epoch and steps done in it."""
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved position."""
+        self.epoch, self.step = state["epoch"], state["step"]
+
+    def _order(self) -> Tensor:
+        if not self._shuffle:
+            return torch.arange(self.num_rows)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.num_rows, generator=generator)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._order()
+        while self.step < self.steps_per_epoch:
+            index = order[self.step * self.batch_size : (self.step + 1) * self.batch_size]
+            mine = index[self._rank :: self._world_size]
+            self.step += 1
+            parts = mine.tensor_split(self._parts) if self._parts > 1 else (mine,)
+            for number, part in enumerate(parts):
+                yield self._batch(part, len(index), number == len(parts) - 1)
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def _batch(self, index: Tensor, global_rows: int, last: bool) -> Batch:
+        return Batch(
+            inputs={k: self._move(v.index_select(0, index)) for k, v in self._inputs.items()},
+            targets=None if self._targets is None else self._move(self._targets.index_select(0, index)),
+            rows=self._rows.index_select(0, index),
+            global_rows=global_rows,
+            last=last,
+        )
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            return tensor
+        if self._pin:
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=self._pin)

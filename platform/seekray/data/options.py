@@ -1,0 +1,93 @@
+"""The `data:` part of an experiment."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal["numeric", "categorical", "boolean", "timestamp", "text", "image", "vector"]
+
+
+class Options(BaseModel):
+    """Frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeatureOptions(Options):
+    """How one column becomes numbers; everything has a default."""
+
+    kind: Kind | None = Field(None, description="null: inferred from the column's type and values")
+    max_categories: int = Field(1000, ge=1, description="categorical: the most frequent are kept, the rest is `other`")
+    buckets: int = Field(1024, ge=2, description="text: number of hashed n-gram buckets")
+    ngrams: tuple[int, int] = Field((1, 2), description="text: shortest and longest n-gram")
+    analyzer: Literal["word", "char"] = Field("word", description="text: n-grams of words or of characters")
+    size: tuple[int, int] = Field((32, 32), description="image: height and width after resizing")
+    channels: Literal[1, 3] = Field(3, description="image: 1 grey, 3 RGB")
+
+
+class Split(Options):
+    """Which rows are for training, validation and test."""
+
+    kind: Literal["random", "stratified", "group", "time", "column"] = Field(
+        "random", description="time: the last rows are the test; column: values train, validation, test"
+    )
+    test: float = Field(0.2, ge=0, lt=1, description="fraction of rows held out for the test")
+    validation: float = Field(0.1, ge=0, lt=1, description="fraction of rows for early stopping and the best weights")
+    by: str | None = Field(None, description="the column of group, time and column splits")
+    seed: int = Field(0, ge=0, description="of random, stratified and group splits")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Split:
+        if self.test + self.validation >= 1:
+            raise ValueError(f"data.split: test ({self.test}) + validation ({self.validation}) leave no training rows")
+        if (self.kind in ("group", "time", "column")) != (self.by is not None):
+            verb = "needs" if self.by is None else "does not take"
+            raise ValueError(f"data.split.kind: {self.kind} {verb} data.split.by")
+        return self
+
+
+class Data(Options):
+    """Where the rows come from and what is learned from what."""
+
+    source: str = Field(description="sample:NAME, a file, a folder, s3://… or gs://…")
+    target: str | tuple[str, ...] | None = Field(None, description="the column to predict; several for multilabel")
+    features: dict[str, FeatureOptions] | None = Field(
+        None, description="columns to learn from (a list, or a mapping with options); null: all others"
+    )
+    exclude: tuple[str, ...] = Field((), description="columns never read")
+    key: tuple[str, ...] = Field((), description="columns carried through, never learned from")
+    split: Split = Split()
+    on_bad_row: Literal["error", "skip"] = Field("error", description="skip: bad rows are counted and listed in a file")
+    delimiter: str | None = Field(None, min_length=1, max_length=1, description="CSV: null finds , ; tab or |")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _features_as_list(cls, value: object) -> object:
+        if isinstance(value, dict) and isinstance(value.get("features"), (list, tuple)):
+            value = {**value, "features": {name: {} for name in value["features"]}}
+        if isinstance(value, dict) and isinstance(value.get("features"), dict):
+            options = {k: ({"kind": v} if isinstance(v, str) else v or {}) for k, v in value["features"].items()}
+            value = {**value, "features": options}
+        if isinstance(value, dict) and isinstance(value.get("key"), str):
+            value = {**value, "key": [value["key"]]}
+        return value
+
+    @model_validator(mode="after")
+    def _rules(self) -> Data:
+        for name in self.targets:
+            if self.features and name in self.features:
+                raise ValueError(f"data.features has the target {name!r}; a model that reads its answer learns nothing")
+            if name in self.key or name in self.exclude:
+                raise ValueError(f"data.key or data.exclude has the target {name!r}")
+        if both := set(self.features or ()) & (set(self.key) | set(self.exclude)):
+            raise ValueError(f"data.features and data.key or data.exclude both have {', '.join(sorted(both))}")
+        return self
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The target columns, none for unsupervised families."""
+        if self.target is None:
+            return ()
+        return (self.target,) if isinstance(self.target, str) else self.target

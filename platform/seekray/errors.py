@@ -1,0 +1,103 @@
+"""The whole exception tree on one page, each class with a stable code.
+
+An error that a user can cause says what was given, what was expected and what to do.
+On the command line it becomes one line and `exit_code`; over HTTP a body
+`{"error": {"code", "message", "field"}}` with `http_status`.
+"""
+
+from __future__ import annotations
+
+
+class SeekrayError(Exception):
+    """Base of all errors of seekray; on its own, something failed that is not the user's input."""
+
+    code = "failed"
+    exit_code = 1
+    http_status = 500
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive a trip between Ray's processes with the field."""
+        return (_rebuild, (type(self), self.message, self.field))
+
+    def as_json(self) -> dict[str, dict[str, str | None]]:
+        """The body that every endpoint and `--json` answer with."""
+        return {"error": {"code": self.code, "message": self.message, "field": self.field}}
+
+
+def _rebuild(kind: type[SeekrayError], message: str, field: str | None) -> SeekrayError:
+    return kind(message, field=field)
+
+
+class UserError(SeekrayError):
+    """The user's input is wrong."""
+
+    code = "bad_input"
+    exit_code = 2
+    http_status = 400
+
+
+class ConfigError(UserError):
+    """The experiment file, or an override of it, is wrong."""
+
+    code = "bad_config"
+
+
+class DataError(UserError):
+    """A data source, a row or a value is wrong."""
+
+    code = "bad_data"
+
+
+class ModelNotFoundError(UserError):
+    """No such model, version, alias, run or bundle."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class GateError(SeekrayError):
+    """A promotion was refused: the candidate is worse than the champion or not verified."""
+
+    code = "gate_refused"
+
+
+class ResourcesError(SeekrayError):
+    """The cluster does not have what the experiment asks for."""
+
+    code = "resources"
+
+
+class CorruptError(SeekrayError):
+    """A checkpoint or bundle does not match its manifest."""
+
+    code = "corrupt"
+
+
+class DivergedError(SeekrayError):
+    """The loss became NaN or infinite."""
+
+    code = "diverged"
+
+
+class TrackingError(SeekrayError):
+    """The tracking server or the registry did not do what was asked."""
+
+    code = "tracking"
+
+
+class ClusterError(SeekrayError):
+    """Ray, a job or an endpoint did not start, stop or answer."""
+
+    code = "cluster"
+
+
+class TooLargeError(UserError):
+    """A body or a table is over the limit."""
+
+    code = "too_large"
+    http_status = 413

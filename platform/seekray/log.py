@@ -1,0 +1,48 @@
+"""Logging: a run's log file hears everything, the terminal only seekray's own warnings."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+QUIET_ENVIRONMENT = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+class _Terminal(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"
+
+
+def configure(*, verbose: bool = False) -> None:
+    """Terminal handler for seekray's own warnings; everything else waits for a file. Called once by a command."""
+    for key, value in QUIET_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    logging.captureWarnings(True)
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.handlers[:] = [logging.NullHandler()]
+    own = logging.getLogger("seekray")
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(_Terminal())
+    terminal.setLevel(logging.INFO if verbose else logging.WARNING)
+    own.handlers[:] = [terminal]
+
+
+def to_file(path: Path, run_id: str) -> logging.Handler:
+    """All records of this process also go to a file, with the run's id. Remove it with `logging.getLogger()`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, delay=False)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s [{run_id}] %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler

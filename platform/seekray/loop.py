@@ -1,0 +1,157 @@
+"""Epochs and steps. The loop knows neither who launched it nor which family it trains."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from seekray.checkpoint import Checkpoints
+from seekray.session import Point, Session, points
+from seekray.system import system_metrics
+from seekray.train_state import TrainState
+
+if TYPE_CHECKING:
+    from seekray.config import Experiment
+    from seekray.data.features import FeatureSchema
+    from seekray.data.prepare import Arrays
+
+
+def run(experiment: Experiment, session: Session, schema: FeatureSchema, train: Arrays, validation: Arrays) -> None:
+    """Train to the end; the last checkpoint in `session.storage` holds the best weights as `best/`.
+
+    Every rank of a run calls it. Raises DivergedError where the loss is not finite.
+    """
+    state = TrainState(experiment, session, schema, train, validation)
+    if session.resume_from is not None:
+        state.restore(session.resume_from, session)
+    session.where = lambda: f"at step {state.step} (learning rate {_rate(state):.3g})"
+    pulse = Pulse(experiment, session, state)
+    state.set_training(True)
+    while not state.finished:
+        for batch in state.batches:
+            state.rate.apply(state.step)
+            session.begin(batch)
+            shares = state.family.train_step(state.modules, state.optimizers, batch, session)
+            pulse.add(shares, batch.global_rows, batch.last)
+            if batch.last:
+                state.advance()
+                pulse.step()
+                if state.finished:
+                    break
+        metrics = state.validate(session)
+        state.judge(metrics)
+        pulse.epoch(metrics)
+    pulse.end()
+
+
+def _rate(state: TrainState) -> float:
+    return float(next(iter(state.optimizers.values())).param_groups[0]["lr"])
+
+
+class Pulse:
+    """What a run says of itself: points, progress and checkpoints, at a pace that costs nothing."""
+
+    def __init__(self, experiment: Experiment, session: Session, state: TrainState) -> None:
+        self._session, self._state, self._training = session, state, experiment.training
+        self._checkpoints = Checkpoints(session.storage, experiment.training.checkpoints.keep)
+        self._window: list[dict[str, Tensor]] = []
+        self._window_rows = 0
+        self._points: list[Point] = []
+        self._since = self._reported = self._saved = self._shown = self._epoch_began = time.monotonic()
+        self._shares: dict[str, Tensor] = {}
+        self._metrics: dict[str, float] = {}
+        self._saved_step = -1
+        self._last: dict[str, float] = {}
+        if session.resume_from is None:
+            self._save()  # a run that dies at once can be resumed, and a NaN in the first step has a good one
+
+    def add(self, shares: dict[str, Tensor], rows: int, last: bool) -> None:
+        """Shares of one part of a step."""
+        self._shares = {k: self._shares[k] + v for k, v in shares.items()} if self._shares else shares
+        if last:
+            self._window.append({k: v * rows for k, v in self._shares.items()})
+            self._window_rows += rows
+            self._shares = {}
+
+    def step(self) -> None:
+        """After each optimizer step."""
+        step, training = self._state.step, self._training
+        now = time.monotonic()
+        if self._session.rank == 0 and now - self._shown > 0.2:
+            self._show(now)
+        if step % training.log_every == 0:
+            self._drain()
+            if self._session.agree(now - self._reported > 5):
+                self._report()
+        every = training.checkpoints.every_steps
+        if every and step % every == 0:
+            self._drain()
+            self._report()
+            self._save()
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """After each epoch, with its validation metrics."""
+        self._drain()
+        state, now = self._state, time.monotonic()
+        means = {f"train_{k}": v / max(1, state.sum_rows) for k, v in state.sums.items()}
+        self._metrics = means | {f"validation_{k}": v for k, v in metrics.items()}
+        entry = {"epoch": len(state.history) + 1, "step": state.step, "lr": _rate(state)} | self._metrics
+        state.history.append(entry | {"seconds": now - self._epoch_began})
+        self._points += points(self._metrics | system_metrics(), state.step)
+        state.sums, state.sum_rows, self._epoch_began = {}, 0, now
+        if self._session.agree(now - self._reported > 1 or state.finished):
+            self._report()
+        if self._session.agree(now - self._saved > self._training.checkpoints.min_interval or state.finished):
+            self._save()
+        if self._session.rank == 0:
+            self._show(now)
+
+    def end(self) -> None:
+        """After the last step: nothing is left unsaid or unsaved."""
+        if self._points:
+            self._report()
+        if self._saved_step != self._state.step or self._state.best is None:
+            self._save()
+
+    def _drain(self) -> None:
+        """Move the window's sums to the epoch's, with a point of their mean."""
+        if not self._window:
+            return
+        keys = list(self._window[0])
+        local = torch.stack([torch.stack([w[k].double() for w in self._window]).sum() for k in keys])
+        total = dict(zip(keys, self._session.sum(local).tolist(), strict=True))
+        state, now = self._state, time.monotonic()
+        for key, value in total.items():
+            state.sums[key] = state.sums.get(key, 0.0) + value
+        state.sum_rows += self._window_rows
+        values = {k: v / self._window_rows for k, v in total.items()} | {"lr": _rate(state)}
+        values["rows_per_second"] = self._window_rows / max(1e-9, now - self._since)
+        if self._session.grad_norm is not None:
+            values["grad_norm"] = float(self._session.grad_norm)
+        self._points += points(values, state.step)
+        self._last = values
+        self._window, self._window_rows, self._since = [], 0, now
+
+    def _report(self) -> None:
+        self._session.report(self._points)
+        self._points, self._reported = [], time.monotonic()
+
+    def _save(self) -> None:
+        checkpoint = self._state.checkpoint(self._session)
+        if checkpoint is not None:
+            self._checkpoints.save(self._state.step, checkpoint)
+        self._saved, self._saved_step = time.monotonic(), self._state.step
+
+    def _show(self, now: float) -> None:
+        state = self._state
+        shown: dict[str, Any] = {
+            "step": state.step, "total_steps": state.total_steps, "epoch": len(state.history),
+            "epochs": -(-state.total_steps // max(1, state.batches.steps_per_epoch)),
+            "finished": state.finished,
+        }  # fmt: skip
+        self._session.progress(shown | self._last | self._metrics)
+        self._shown = now
+

@@ -1,0 +1,91 @@
+"""The Family protocol: what a model family is to the rest of the house."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seekray.data.batches import Batch
+from seekray.data.options import Data
+
+if TYPE_CHECKING:
+    from seekray.config import Training
+    from seekray.data.features import FeatureSchema
+    from seekray.data.prepare import Arrays
+
+Modules = dict[str, nn.Module]
+
+
+class ModelConfig(BaseModel):
+    """Base of the families' configs: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StepSession(Protocol):
+    """What a step sees of the session; it owns synchronisation, accumulation and clipping."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of forward passes."""
+
+    def backward(self, loss: Tensor, modules: Sequence[nn.Module]) -> bool:
+        """Add the gradients of `loss`, this rank's sum over rows divided by `batch.global_rows`.
+
+        Returns True when the gradients of the whole global batch are in place: step and zero then.
+        """
+
+
+class Batches(Protocol):
+    """Batches of one rank; iterating goes on from the position and ends with the epoch."""
+
+    num_rows: int
+    steps_per_epoch: int
+    epoch: int
+    step: int
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Family(Protocol):
+    """One model family. Instances hold no state: modules and configs are passed in."""
+
+    tasks: ClassVar[tuple[str, ...]]
+    Config: ClassVar[type[ModelConfig]]
+
+    def check(self, config: Any, task: str, data: Data, training: Training) -> None:
+        """Raise ValueError where the parts of an experiment contradict each other."""
+
+    def build(self, config: Any, schema: FeatureSchema) -> Modules:
+        """Freshly initialised modules."""
+
+    def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
+        """An optimizer for each set of parameters that takes its own turn."""
+
+    def batches(self, arrays: Arrays, training: Training, **where: Any) -> Batches:
+        """Training batches; `where` is rank, world_size, device, dtype and pin_memory."""
+
+    def train_step(
+        self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
+    ) -> dict[str, Tensor]:
+        """One part of a step. Returns this rank's share of each figure: summed over ranks it is the step's."""
+
+    def eval_step(self, modules: Modules, batch: Batch) -> dict[str, Tensor]:
+        """Figures of each row, first dimension B: gathered over ranks, they go to `metrics`."""
+
+    def metrics(self, rows: Mapping[str, Tensor], task: str) -> dict[str, float]:
+        """Metrics over all rows of `eval_step`."""
+
+    def objective(self, task: str) -> tuple[str, bool]:
+        """The metric that picks the best weights, and whether higher is better."""
+
+    def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
+        """Outputs (B, C) of rows: logits, or standardised values for regression."""

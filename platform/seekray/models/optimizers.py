@@ -1,0 +1,97 @@
+"""Optimizers and learning-rate schedules, shared by the families."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+if TYPE_CHECKING:
+    from seekray.config import Schedule, Training
+
+
+def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
+    """The experiment's optimizer over a module; biases and norms are not decayed."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    fused = training.fused if training.fused is not None else all(p.is_cuda or p.device.type == "cpu" for p in parameters)
+    if training.optimizer == "sgd":
+        return SGD(groups, lr=training.lr, momentum=training.momentum, fused=fused)
+    kind = AdamW if training.optimizer == "adamw" else Adam
+    return kind(groups, lr=training.lr, fused=fused)
+
+
+class LearningRate:
+    """Sets the rate of all optimizers as a function of the step (and, for plateau, of the metric).
+
+    Cosine follows SGDR (arXiv:1608.03983) without restarts; one-cycle rises to `lr` over the first
+    30 % of the steps and falls to 1/10,000 of it (arXiv:1708.07120).
+    """
+
+    def __init__(self, schedule: Schedule, optimizers: Iterable[Optimizer], total_steps: int) -> None:
+        self._schedule, self._total = schedule, max(1, total_steps)
+        self._groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+        warmup = schedule.warmup
+        self._warmup = round(warmup * self._total) if warmup < 1 else int(warmup)
+        self._plateau, self._stale, self._best = 1.0, 0, math.inf
+
+    def factor(self, step: int) -> float:
+        """The rate of step 0, 1, … as a fraction of `lr`."""
+        ramp = min(1.0, (step + 1) / self._warmup) if self._warmup else 1.0
+        done = min(1.0, max(0, step - self._warmup) / max(1, self._total - self._warmup))
+        kind, final = self._schedule.kind, self._schedule.final
+        if kind == "cosine":
+            return ramp * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
+        if kind == "one-cycle":
+            up = 0.3
+            if done < up:
+                return ramp * (0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * done / up)))
+            return ramp * (1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * (done - up) / (1 - up))))
+        return ramp * self._plateau
+
+    def apply(self, step: int) -> float:
+        """Set the rate for a step; returns the factor."""
+        factor = self.factor(step)
+        for group, lr in self._groups:
+            group["lr"] = lr * factor
+        return factor
+
+    def validated(self, loss: float) -> None:
+        """Tell plateau the newest validation value, lower being better."""
+        if self._schedule.kind != "plateau":
+            return
+        if loss < self._best:
+            self._best, self._stale = loss, 0
+            return
+        self._stale += 1
+        if self._stale > self._schedule.patience:
+            self._plateau, self._stale = self._plateau * self._schedule.factor, 0
+
+    def state_dict(self) -> dict[str, float]:
+        """What plateau has learned."""
+        return {"plateau": self._plateau, "stale": self._stale, "best": self._best}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._plateau, self._stale, self._best = state["plateau"], state["stale"], state["best"]
+
+
+@torch.no_grad()
+def update_average(average: dict[str, torch.Tensor], modules: Mapping[str, nn.Module], decay: float, step: int) -> None:
+    """Exponential moving average of the parameters, in place; the decay grows with the first steps."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, module in modules.items():
+        for key, value in module.state_dict().items():
+            mean = average[f"{name}/{key}"]
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)

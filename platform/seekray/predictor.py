@@ -1,0 +1,120 @@
+"""Bundle → predictions. Batch, evaluation, pyfunc and endpoints all go through it; it knows no HTTP and no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seekray import bundle as bundles
+from seekray.checkpoint import load_named
+from seekray.data.features import FeatureSchema
+from seekray.models import get_family
+from seekray.models.family import Modules
+
+CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Answers for N rows.
+
+    predictions: a class, a number or, for multilabel, the list of labels, for each row.
+    probabilities: class or label -> N probabilities; None for regression.
+    """
+
+    predictions: list[Any]
+    probabilities: dict[str, list[float]] | None
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As the columns `prediction` and `probability_<class>`."""
+        return {"prediction": self.predictions} | {
+            f"probability_{name}": values for name, values in (self.probabilities or {}).items()
+        }
+
+
+class Predictor:
+    """A loaded bundle. `predict` is `prepare`, `forward`, `decode` in a row; endpoints batch between them."""
+
+    def __init__(
+        self,
+        modules: Modules,
+        schema: FeatureSchema,
+        info: Mapping[str, Any],
+        sample: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        bundle_hash: str = "",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.schema, self.info, self.task = schema, info, schema.task
+        self.name: str = name or info["name"]
+        self.version, self.hash = version, bundle_hash
+        self.sample: list[dict[str, Any]] = sample.get("rows", [])
+        self.sample_answers: dict[str, list[Any]] = sample.get("answers", {})
+        self._family = get_family(info["family"])
+        self._device = torch.device(device)
+        self._modules = {k: m.eval().requires_grad_(False).to(self._device) for k, m in modules.items()}
+        self._names = [str(c) for c in schema.classes] if schema.classes else []
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, name: str | None = None, version: str | None = None, device: str | None = None
+    ) -> Predictor:
+        """Read a bundle folder. Raises ModelNotFoundError, CorruptError."""
+        bundle = bundles.load(Path(folder))
+        modules = build(bundle.info, bundle.schema, bundle.tensors)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(
+            modules, bundle.schema, bundle.info, bundle.sample,
+            name=name, version=version, bundle_hash=bundle.hash, device=device,
+        )  # fmt: skip
+
+    def prepare(self, columns: Any) -> dict[str, Tensor]:
+        """Feature tensors of a table or of a mapping of columns. Raises DataError."""
+        return self.schema.transform(columns)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Outputs (B, C): one forward pass over all rows given."""
+        with torch.inference_mode():
+            moved = {k: v.to(self._device) for k, v in inputs.items()} if self._device.type != "cpu" else dict(inputs)
+            return self._family.predict(self._modules, moved).cpu()
+
+    def decode(self, outputs: Tensor) -> Prediction:
+        """Answers from outputs (B, C)."""
+        outputs = outputs.double()
+        if self.task == "classification":
+            classes = self.schema.classes
+            assert classes is not None
+            probabilities = outputs.softmax(1)
+            best = outputs.argmax(1).tolist()
+            columns = probabilities.T.tolist()
+            return Prediction([classes[i] for i in best], dict(zip(self._names, columns, strict=True)))
+        if self.task == "multilabel":
+            probabilities = outputs.sigmoid()
+            on = (probabilities >= 0.5).tolist()
+            labels = [[n for n, flag in zip(self._names, row, strict=True) if flag] for row in on]
+            return Prediction(labels, dict(zip(self._names, probabilities.T.tolist(), strict=True)))
+        schema = self.schema
+        values = outputs[:, 0] * schema.target_std + schema.target_mean
+        return Prediction(values.tolist(), None)
+
+    def predict(self, columns: Any) -> Prediction:
+        """Answers for a table or a mapping of columns. Raises DataError."""
+        inputs = self.prepare(columns)
+        rows = len(next(iter(inputs.values())))
+        parts = [self.forward({k: v[i : i + CHUNK] for k, v in inputs.items()}) for i in range(0, rows, CHUNK)]
+        return self.decode(torch.cat(parts) if parts else torch.zeros(0, self.schema.num_outputs))
+
+
+def build(info: Mapping[str, Any], schema: FeatureSchema, tensors: Mapping[str, Tensor]) -> Modules:
+    """Modules of a bundle with its weights. Raises CorruptError where they do not fit."""
+    family = get_family(info["family"])
+    modules = family.build(family.Config.model_validate(info["model"]), schema)
+    load_named(modules, tensors)
+    return modules

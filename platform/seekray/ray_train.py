@@ -1,0 +1,252 @@
+"""The loop on Ray Train workers: what is sent there, what comes back, what the cluster must have."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+
+from seekray import errors, loop
+from seekray.checkpoint import Checkpoints
+from seekray.config import Experiment, Resources
+from seekray.data.features import FeatureSchema
+from seekray.data.prepare import Arrays, Prepared
+from seekray.driver_trainer import DriverTrainer
+from seekray.errors import ResourcesError, SeekrayError
+from seekray.mailbox import Mailbox
+from seekray.progress import Progress
+from seekray.session import Listener, Point, Session
+from seekray.storage import Storage
+
+
+class TrainSession(Session):
+    """A session on a Ray Train worker."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+
+
+class _Post:
+    """Sends what rank 0 says to the driver."""
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self.rank = 0
+
+    def points(self, new: Sequence[Point]) -> None:
+        if self.rank == 0 and new:
+            self._mailbox.put("points", [asdict(p) for p in new])
+
+    def progress(self, state: Mapping[str, Any]) -> None:
+        self._mailbox.show(dict(state))
+
+
+class _Forward(logging.Handler):
+    def __init__(self, mailbox: Mailbox) -> None:
+        super().__init__(logging.WARNING)
+        self._mailbox = mailbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._mailbox.put("warning", record.getMessage())
+
+
+def train_worker(sent: Mapping[str, Any]) -> None:
+    """Runs on each worker. An error that another try would meet again is told, not raised: Ray replaces lost workers only."""
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    mailbox = Mailbox(sent["run_id"], f"{time.time_ns():020d}/")
+    logger = logging.getLogger("seekray")
+    forward = _Forward(mailbox)
+    if rank == 0:
+        logger.addHandler(forward)
+    try:
+        _train(sent, mailbox)
+    except (RuntimeError, ConnectionError) as error:
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise  # a peer is gone: the group is replaced and goes on from the last checkpoint
+        mailbox.put("error", ["failed", f"out of memory: {error}; lower training.batch_size or raise accumulate", None])
+    except SeekrayError as error:
+        mailbox.put("error", [error.code, error.message, error.field])
+    except Exception as error:
+        logger.exception("worker %d failed", rank)
+        mailbox.put("error", ["failed", f"worker {rank}: {type(error).__name__}: {error}", None])
+    finally:
+        logger.removeHandler(forward)
+
+
+def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
+    experiment = Experiment.model_validate(sent["experiment"])
+    torch.set_num_threads(max(1, int(experiment.resources.cpus_per_worker or 1)))
+    run = Storage(sent["storage"])
+    if not run.exists("experiment.json"):
+        raise ResourcesError(
+            f"storage {run.uri} is not visible from node {ray.util.get_node_ip_address()}; "
+            "on several machines set storage (or SEEKRAY_STORAGE) to a shared folder or an s3:// URI"
+        )
+    data = ray.get(sent["data"])
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    post = _Post(mailbox)
+    checkpoint = Checkpoints(run).latest()
+    session = TrainSession(experiment.training, run, listener=post, resume_from=checkpoint, device=device)
+    post.rank = session.rank
+    loop.run(experiment, session, FeatureSchema.from_json(data["schema"]), data["train"], data["validation"])
+    if session.rank == 0:
+        mailbox.put("done", None)
+
+
+class _Collect(WorkerGroupCallback):  # type: ignore[misc]
+    """Empties the mailbox while the controller polls."""
+
+    def __init__(self, mailbox: Mailbox, listener: Listener) -> None:
+        self._mailbox, self._listener = mailbox, listener
+        self.error: SeekrayError | None = None
+        self.done = False
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        self.collect()
+
+    def collect(self) -> None:
+        for kind, body in self._mailbox.take():
+            if kind == "points":
+                self._listener.points([Point(**p) for p in body])
+            elif kind == "progress":
+                self._listener.progress(body)
+            elif kind == "warning":
+                logging.getLogger("seekray.worker").warning(body)
+            elif kind == "error":
+                self.error = self.error or _error(*body)
+            elif kind == "done":
+                self.done = True
+
+
+def _error(code: str, message: str, field: str | None) -> SeekrayError:
+    kinds = {k.code: k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, SeekrayError)}
+    return kinds.get(code, SeekrayError)(message, field=field)
+
+
+def fit(
+    experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, listener: Listener, progress: Progress
+) -> None:
+    """Run the loop on the cluster that this process is connected to. Raises SeekrayError."""
+    resources = experiment.resources
+    gpus = require(resources, progress)
+    empty = Arrays({}, None, prepared.train.rows[:0]) if prepared.validation is None else prepared.validation
+    data = ray.put({"schema": prepared.schema.to_json(), "train": prepared.train, "validation": empty})
+    mailbox = Mailbox(run_id)
+    mailbox.take()
+    collect = _Collect(mailbox, listener)
+    scratch = tempfile.mkdtemp(prefix="seekray-train-")  # Ray Train wants a folder; only this process touches it
+    per_worker = {"CPU": resources.cpus_per_worker or 1} | ({"GPU": gpus} if gpus else {})
+    trainer = DriverTrainer(
+        train_worker,
+        train_loop_config={
+            "experiment": experiment.as_json(), "run_id": run_id, "storage": run.uri, "data": data,
+        },  # fmt: skip
+        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=bool(gpus), resources_per_worker=per_worker),
+        run_config=RunConfig(
+            name="run",
+            storage_path=scratch,
+            callbacks=[collect],
+            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=2),
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        collect.collect()
+        reasons = "; ".join(f"rank {rank}: {type(e).__name__}: {e}" for rank, e in error.worker_failures.items())
+        raise collect.error or SeekrayError(
+            f"training failed after {resources.max_failures} replacements of lost workers: {reasons[:2000]}"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    collect.collect()
+    if not collect.done:
+        raise collect.error or SeekrayError("the workers ended without finishing the run")
+
+
+def require(resources: Resources, progress: Progress) -> float:
+    """Check that the cluster has what the run asks for; returns GPUs a worker.
+
+    Raises ResourcesError with what is asked and what is there, at once or after `resources.wait`.
+    """
+    least = resources.span[0]
+    cpus = resources.cpus_per_worker or 1
+    patience = time.monotonic() + (resources.wait if resources.wait is not None else 3)
+    told, requested = 0.0, False
+    while True:
+        total = ray.cluster_resources()
+        gpus = resources.gpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if total.get("GPU", 0) >= least else 0.0
+        free = ray._private.state.available_resources_per_node()
+        places = sum(_places(node, cpus, gpus) for node in free.values())
+        if places >= least:
+            return gpus
+        asked = f"{least} workers of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        there = f"{total.get('CPU', 0):g} CPU and {total.get('GPU', 0):g} GPU on {len(free)} node(s)"
+        room = f"room for {places} such workers now"
+        now = time.monotonic()
+        if now >= patience:
+            raise ResourcesError(
+                f"asked: {asked}; there: {there}, {room}. "
+                "Lower resources.workers or cpus_per_worker, or set resources.wait (for example 30m)",
+                field="resources",
+            )
+        if resources.wait is not None and now - told > 10:
+            progress.say(f"waiting for resources: asked {asked}; there {there}, {room}")
+            told = now
+            if not requested:
+                _ask_autoscaler(least, cpus, gpus)
+                requested = True
+        time.sleep(0.5)
+
+
+def _places(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-6)
+    return min(by_cpu, math.floor(node.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cpu
+
+
+def _ask_autoscaler(workers: int, cpus: float, gpus: float) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    bundle = {"CPU": math.ceil(cpus)} | ({"GPU": math.ceil(gpus)} if gpus else {})
+    request_resources(bundles=[bundle] * workers)
+
+
+PRELOAD = "torch,seekray.ray_train"
+"""Modules that idle worker processes import while the driver is still reading data."""
+
+
+def private_ray_environment() -> dict[str, str]:
+    """Settings that make a Ray of our own start faster and quieter."""
+    return {
+        # The raylet tries its object store once and then sleeps this long (default 1000 ms).
+        "RAY_raylet_client_connect_timeout_milliseconds": "20",
+        "RAY_raylet_client_num_connect_attempts": "500",
+        "RAY_preload_python_modules": PRELOAD,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_enable_metrics_collection": "0",
+    }
+
+
+def worker_processes(resources: Resources) -> int:
+    """CPUs that a Ray of our own declares: it starts, and preloads, a process for each."""
+    cores = os.cpu_count() or 1
+    most = resources.span[1]
+    return min(cores, max(most, math.ceil(most * (resources.cpus_per_worker or 1))))

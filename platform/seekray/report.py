@@ -1,0 +1,134 @@
+"""What a finished run leaves: the bundle, metrics on held-out rows, plots, the model card."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seekray import bundle as bundles
+from seekray.checkpoint import Checkpoint
+from seekray.config import Experiment
+from seekray.data.prepare import Prepared
+from seekray.predictor import Predictor, build
+from seekray.storage import Storage
+
+if TYPE_CHECKING:
+    from seekray.evaluation import Evaluation
+    from seekray.tracking.spool import Tracker
+
+SAMPLE_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Concluded:
+    """bundle: its folder in the run's storage; metrics: of the held-out rows."""
+
+    bundle: str
+    bundle_hash: str
+    metrics: dict[str, float]
+
+
+def conclude(
+    experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, checkpoint: Checkpoint, tracker: Tracker
+) -> Concluded:
+    """Evaluate the best weights, write the bundle, log plots and card."""
+    info: dict[str, Any] = {
+        "name": experiment.name,
+        "run_id": run_id,
+        "family": experiment.family,
+        "task": experiment.task,
+        "model": experiment.as_json()["model"],
+        "serve": experiment.as_json()["serve"],
+        "fingerprint": prepared.fingerprint,
+        "held_out": prepared.held_out_name,
+    }
+    weights = checkpoint.group("best") or checkpoint.group("weights")
+    predictor = Predictor(build(info, prepared.schema, weights), prepared.schema, info, {})
+    supervised = bool(prepared.schema.targets)
+    evaluation = _evaluate(experiment, prepared, predictor) if supervised else None
+    metrics = dict(evaluation.metrics) if evaluation else _last_validation(checkpoint)
+    info |= {"metrics": metrics, "intervals": evaluation.intervals if evaluation else {}}
+    sample = _sample(prepared, predictor) if supervised else {"rows": [], "answers": {}}
+    digest = bundles.write(run, "bundle", info, prepared.schema, weights, sample)
+    with tempfile.TemporaryDirectory() as folder:
+        importances = _plots(experiment, prepared, predictor, evaluation, checkpoint, Path(folder))
+        for plot in sorted(Path(folder).glob("*.png")):
+            tracker.file(plot, f"plots/{plot.name}")
+            run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
+    _log_reports(experiment, run_id, digest, info, prepared, evaluation, importances, tracker, run)
+    return Concluded("bundle", digest, metrics)
+
+
+def _evaluate(experiment: Experiment, prepared: Prepared, predictor: Predictor) -> Evaluation:
+    from seekray.evaluation import evaluate
+
+    return evaluate(predictor, prepared.held_out, by=experiment.report.by)
+
+
+def _last_validation(checkpoint: Checkpoint) -> dict[str, float]:
+    last = checkpoint.state["history"][-1] if checkpoint.state["history"] else {}
+    return {k.removeprefix("validation_"): v for k, v in last.items() if k.startswith("validation_")}
+
+
+def _sample(prepared: Prepared, predictor: Predictor) -> dict[str, Any]:
+    names = [f.name for f in prepared.schema.features]
+    rows = bundles.sample_rows(prepared.held_out.slice(0, SAMPLE_ROWS).to_pylist(), names)
+    answers = predictor.predict(predictor.schema.columns_from_rows(rows)).columns()
+    targets = prepared.held_out.slice(0, SAMPLE_ROWS).select(list(prepared.schema.targets)).to_pylist()
+    return {"rows": rows, "answers": answers, "targets": [{k: bundles.json_value(v) for k, v in t.items()} for t in targets]}
+
+
+def _plots(
+    experiment: Experiment,
+    prepared: Prepared,
+    predictor: Predictor,
+    evaluation: Evaluation | None,
+    checkpoint: Checkpoint,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    from seekray import plots
+
+    plots.curves(checkpoint.state["history"], folder / "curves.png")
+    if evaluation is None:
+        return []
+    plots.result(evaluation, folder)
+    if not experiment.report.importances:
+        return []
+    from seekray.importances import importances
+
+    found = importances(predictor, prepared.held_out)
+    plots.importances(found, folder / "importances.png")
+    return found
+
+
+def _log_reports(
+    experiment: Experiment,
+    run_id: str,
+    digest: str,
+    info: dict[str, Any],
+    prepared: Prepared,
+    evaluation: Evaluation | None,
+    importances: list[dict[str, Any]],
+    tracker: Tracker,
+    run: Storage,
+) -> None:
+    import json
+
+    from seekray.tracking.card import model_card
+
+    result = evaluation.as_json() if evaluation else {}
+    card = model_card(
+        info | {"schema": prepared.schema.to_json(), "hash": digest}, evaluation=result, importances=importances
+    )
+    texts = {
+        "fingerprint.json": json.dumps(prepared.fingerprint, indent=1),
+        "importances.json": json.dumps(importances, indent=1),
+        "evaluation.json": json.dumps(result, indent=1),
+        "model_card.md": card,
+    }
+    for name, text in texts.items():
+        tracker.text(name, text)
+        run.write_bytes(name, text.encode())
+    del experiment, run_id

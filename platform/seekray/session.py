@@ -1,0 +1,180 @@
+"""What a running loop sees of where it runs: rank, device, gradients, reports, storage."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from seekray.checkpoint import Checkpoint
+from seekray.config import Training
+from seekray.data.batches import Batch
+from seekray.errors import DivergedError
+from seekray.storage import Storage
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of one metric at one step; `time_ms` since the epoch."""
+
+    key: str
+    value: float
+    step: int
+    time_ms: int
+
+
+def points(values: Mapping[str, float], step: int) -> list[Point]:
+    """Points of now."""
+    now = int(time.time() * 1000)
+    return [Point(key, float(value), step, now) for key, value in values.items()]
+
+
+class Listener(Protocol):
+    """Who hears of a run: the tracker and the progress bar."""
+
+    def points(self, new: Sequence[Point]) -> None: ...
+
+    def progress(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Session:
+    """One rank of a run. This class alone is the plain process; launchers give it ranks and ears.
+
+    storage: the run's folder; resume_from: the checkpoint to go on from, or None.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(
+        self,
+        training: Training,
+        storage: Storage,
+        *,
+        listener: Listener,
+        resume_from: Checkpoint | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.training, self.storage, self.resume_from = training, storage, resume_from
+        self.device = torch.device(device)
+        self.grad_norm: Tensor | None = None
+        self._listener = listener
+        self._batch: Batch | None = None
+        self._pending: tuple[Tensor, Batch | None, str] | None = None
+        self.where: Callable[[], str] = lambda: ""
+        precision = training.precision
+        if precision == "auto":
+            bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            precision = "bf16" if bf16 else "fp32"
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self._autocast = precision == "bf16"
+
+    # ---- steps
+
+    def begin(self, batch: Batch) -> None:
+        """Name the batch that the next `backward` calls belong to."""
+        self._batch = batch
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 where the experiment or the device says so."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else contextlib.nullcontext()
+
+    def backward(self, loss: Tensor, modules: Sequence[nn.Module]) -> bool:
+        """See StepSession: gradients summed over ranks and parts, checked, clipped; True: step now."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert self._batch is not None
+        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        total = loss.detach()
+        if not self._batch.last:
+            if not torch.isfinite(total):
+                self._fail()
+            return False
+        if self.world_size > 1:
+            total = self._reduce(parameters, total)
+        if self.training.clip_norm is not None:
+            self.grad_norm = nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
+            total = total + 0 * self.grad_norm
+        self._check(total)
+        return True
+
+    def _reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Sum gradients over ranks in one message, with the loss at its end so that all ranks see a NaN."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([*(g.reshape(-1) for g in grads), loss.reshape(1).to(grads[0].dtype)])
+        dist.all_reduce(flat)
+        offset = 0
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = flat[offset : offset + grad.numel()].view_as(grad)
+            offset += grad.numel()
+        return flat[-1]
+
+    def _check(self, value: Tensor) -> None:
+        """Stop at a NaN: before the step on a CPU; on a GPU one step later, so that nothing waits for it."""
+        if self.device.type == "cpu":
+            if not torch.isfinite(value):
+                self._fail()
+            return
+        if self._pending is not None and not bool(torch.isfinite(self._pending[0])):
+            self._fail(self._pending[1], self._pending[2])
+        self._pending = (value.detach().to("cpu", non_blocking=True), self._batch, self.where())
+
+    def _fail(self, batch: Batch | None = None, where: str | None = None) -> None:
+        batch = batch or self._batch
+        assert batch is not None
+        rows = self.gather(batch.rows.to(self.device)).tolist() if batch.last else batch.rows.tolist()
+        shown = ", ".join(map(str, rows[:20])) + (f", … ({len(rows)} rows)" if len(rows) > 20 else "")
+        raise DivergedError(
+            f"the loss became NaN or infinite {where or self.where()}; rows of the batch: {shown}. "
+            "Lower training.lr, set training.clip_norm, or look at these rows; the last good checkpoint is kept."
+        )
+
+    # ---- ranks
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all ranks, rank by rank; ranks may have different numbers of rows."""
+        if self.world_size == 1:
+            return tensor
+        count = torch.tensor([len(tensor)], device=self.device)
+        counts = [torch.zeros_like(count) for _ in range(self.world_size)]
+        dist.all_gather(counts, count)
+        most = int(max(int(c) for c in counts))
+        padded = tensor.new_zeros((most, *tensor.shape[1:]))
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(c)] for part, c in zip(parts, counts, strict=True)])
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over ranks."""
+        if self.world_size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, choice: bool) -> bool:
+        """Rank 0's choice, on every rank."""
+        if self.world_size == 1:
+            return choice
+        flag = torch.tensor([int(choice)], device=self.device)
+        dist.broadcast(flag, 0)
+        return bool(flag.item())
+
+    # ---- reports
+
+    def report(self, new: Sequence[Point]) -> None:
+        """Hand points to the tracker; every rank calls it equally often."""
+        self._listener.points(new)
+
+    def progress(self, state: Mapping[str, Any]) -> None:
+        """Show where the run is; called by rank 0, cheap."""
+        self._listener.progress(state)
+
+
+LocalSession = Session

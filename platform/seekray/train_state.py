@@ -1,0 +1,166 @@
+"""Everything that changes during a run, and how it goes into a checkpoint and back."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seekray.checkpoint import Checkpoint, load_named, load_optimizer, named_tensors, optimizer_state
+from seekray.config import Experiment
+from seekray.data.batches import TableBatches
+from seekray.data.features import FeatureSchema
+from seekray.data.prepare import Arrays
+from seekray.models import get_family
+from seekray.models.optimizers import LearningRate, update_average
+from seekray.session import Session
+
+EVAL_ROWS = 8192
+
+
+class TrainState:
+    """Modules, optimizers, position, best weights and history of one rank."""
+
+    def __init__(
+        self, experiment: Experiment, session: Session, schema: FeatureSchema, train: Arrays, validation: Arrays
+    ) -> None:
+        training = self._training = experiment.training
+        self.task = experiment.task
+        self.family = get_family(experiment.family)
+        torch.manual_seed(training.seed)
+        self.modules = self.family.build(experiment.model, schema)
+        for module in self.modules.values():
+            module.to(session.device, session.dtype)
+            if training.compile:
+                module.compile()
+        torch.manual_seed(training.seed * 1_000_003 + session.rank)  # ranks drop out different neurons
+        self.optimizers = self.family.optimizers(self.modules, training)
+        on_gpu = session.device.type == "cuda"
+        where: dict[str, Any] = {
+            "rank": session.rank, "world_size": session.world_size, "device": session.device, "dtype": session.dtype,
+            "pin_memory": on_gpu if training.pin_memory is None else training.pin_memory and on_gpu,
+        }  # fmt: skip
+        self.batches = self.family.batches(train, training, **where)
+        self.validation = (
+            TableBatches(validation, batch_size=EVAL_ROWS, shuffle=False, **where) if len(validation.rows) else None
+        )
+        self.total_steps = training.max_steps or (training.epochs or 20) * self.batches.steps_per_epoch
+        self.rate = LearningRate(training.schedule, self.optimizers.values(), self.total_steps)
+        self.average = None
+        if training.ema is not None:
+            self.average = {k: v.detach().clone() for k, v in named_tensors(self.modules).items()}
+        self.metric, self.higher_is_better = self.family.objective(experiment.task)
+        if training.metric is not None:
+            self.metric = training.metric
+            self.higher_is_better = not training.metric.endswith(("loss", "mae"))
+        self.step, self.stale, self.stopped = 0, 0, False
+        self.best: dict[str, Tensor] | None = None
+        self.best_value, self.best_step = -math.inf, 0
+        self.history: list[dict[str, float]] = []
+        self.sums: dict[str, float] = {}
+        self.sum_rows = 0
+
+    @property
+    def finished(self) -> bool:
+        """True when no step is left to do."""
+        return self.stopped or self.step >= self.total_steps
+
+    def advance(self) -> None:
+        """One optimizer step is done."""
+        if self.average is not None and self._training.ema is not None:
+            update_average(self.average, self.modules, self._training.ema, self.step)
+        self.step += 1
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that would be used now: the average where there is one."""
+        return self.average if self.average is not None else named_tensors(self.modules)
+
+    @torch.no_grad()
+    def validate(self, session: Session) -> dict[str, float]:
+        """Metrics over the validation rows of all ranks, each row counted once; {} without such rows."""
+        if self.validation is None:
+            return {}
+        own = {k: v.clone() for k, v in named_tensors(self.modules).items()} if self.average is not None else None
+        if self.average is not None:
+            load_named(self.modules, self.average)
+        self.set_training(False)
+        parts: dict[str, list[Tensor]] = {}
+        for batch in self.validation:
+            for key, value in self.family.eval_step(self.modules, batch).items():
+                parts.setdefault(key, []).append(value)
+        rows = {key: session.gather(torch.cat(values)) for key, values in parts.items()}
+        self.set_training(True)
+        if own is not None:
+            load_named(self.modules, own)
+        return self.family.metrics(rows, self.task)
+
+    def set_training(self, on: bool) -> None:
+        """train() or eval() of all modules."""
+        for module in self.modules.values():
+            module.train(on)
+
+    def judge(self, metrics: Mapping[str, float]) -> None:
+        """Keep the best weights and count epochs without an improvement."""
+        if metrics and self.metric not in metrics:
+            raise KeyError(f"training.metric: {self.metric!r} given, validation has {', '.join(metrics)}")
+        value = metrics.get(self.metric, math.nan) * (1 if self.higher_is_better else -1)
+        stopping = self._training.early_stopping
+        self.stale += 1
+        if not metrics or value > self.best_value + (stopping.min_delta if stopping else 0.0):
+            self.best = {k: v.detach().clone() for k, v in self.weights().items()}
+            self.best_value, self.best_step, self.stale = value, self.step, 0
+        self.stopped = stopping is not None and bool(metrics) and self.stale >= stopping.patience
+        if metrics:
+            self.rate.validated(-value)
+
+    def checkpoint(self, session: Session) -> Checkpoint | None:
+        """All ranks call it; rank 0 gets the checkpoint."""
+        rng = {"cpu": session.gather(torch.get_rng_state()[None].to(session.device)).cpu()}
+        if session.device.type == "cuda":
+            rng["cuda"] = session.gather(torch.cuda.get_rng_state()[None].to(session.device)).cpu()
+        if session.rank != 0:
+            return None
+        tensors = {f"weights/{k}": v for k, v in named_tensors(self.modules).items()}
+        tensors |= {f"rng/{k}": v for k, v in rng.items()}
+        tensors |= {f"average/{k}": v for k, v in (self.average or {}).items()}
+        tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
+        groups = {}
+        for name, optimizer in self.optimizers.items():
+            groups[name], state = optimizer_state(optimizer)
+            tensors |= {f"optimizer/{name}/{k}": v for k, v in state.items()}
+        state_json = {
+            "step": self.step, "stale": self.stale, "stopped": self.stopped, "finished": self.finished,
+            "best_value": self.best_value, "best_step": self.best_step, "history": self.history,
+            "sums": self.sums, "sum_rows": self.sum_rows, "batches": self.batches.state_dict(),
+            "rate": self.rate.state_dict(), "optimizers": groups, "world_size": session.world_size,
+        }  # fmt: skip
+        return Checkpoint(state_json, tensors)
+
+    def restore(self, checkpoint: Checkpoint, session: Session) -> None:
+        """Go on exactly from a checkpoint; with another number of workers, equal in distribution."""
+        state = checkpoint.state
+        load_named(self.modules, checkpoint.group("weights"))
+        for name, optimizer in self.optimizers.items():
+            load_optimizer(optimizer, state["optimizers"][name], checkpoint.group(f"optimizer/{name}"))
+        if self.average is not None:
+            self.average = {k: v.to(session.device) for k, v in checkpoint.group("average").items()}
+        best = checkpoint.group("best")
+        self.best = {k: v.to(session.device) for k, v in best.items()} or None
+        for key in ("step", "stale", "stopped", "best_value", "best_step", "history", "sums", "sum_rows"):
+            setattr(self, key, state[key])
+        self.batches.load_state_dict(state["batches"])
+        self.rate.load_state_dict(state["rate"])
+        rng = checkpoint.group("rng")
+        if state["world_size"] == session.world_size:
+            torch.set_rng_state(rng["cpu"][session.rank])
+            if session.device.type == "cuda" and "cuda" in rng:
+                torch.cuda.set_rng_state(rng["cuda"][session.rank])
+        elif session.rank == 0:
+            logging.getLogger(__name__).warning(
+                "going on with %d workers instead of %d: the result is equal in distribution, not bit by bit",
+                session.world_size, state["world_size"],
+            )  # fmt: skip

@@ -1,0 +1,143 @@
+"""Experiment → run → best bundle → registered version, in this process or on Ray Train."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from seekray import loop, report
+from seekray.checkpoint import Checkpoint, Checkpoints
+from seekray.config import Experiment
+from seekray.data.prepare import Prepared, prepare
+from seekray.errors import ConfigError, DataError, ModelNotFoundError, SeekrayError
+from seekray.log import to_file
+from seekray.progress import Progress
+from seekray.session import LocalSession, Point
+from seekray.settings import Settings
+from seekray.storage import Storage
+from seekray.system import git_state, versions
+from seekray.tracking.spool import Tracker
+
+Connect = Callable[[], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` answers; as JSON `{run_id, bundle, model, version, metrics}`."""
+
+    run_id: str
+    bundle: str
+    model: str | None
+    version: str | None
+    metrics: dict[str, float]
+    tracked: bool = True
+    plots: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """The command line's document."""
+        out = asdict(self)
+        del out["tracked"], out["plots"]
+        return out
+
+
+class Ears:
+    """Hears a run in the driver: points to the tracker, progress to the terminal."""
+
+    def __init__(self, tracker: Tracker, progress: Progress) -> None:
+        self._tracker, self._progress = tracker, progress
+
+    def points(self, new: Sequence[Point]) -> None:
+        self._tracker.points(new)
+
+    def progress(self, state: Mapping[str, Any]) -> None:
+        self._progress.update(state)
+
+
+def new_run_id(name: str) -> str:
+    """Sortable, made without asking anyone."""
+    return f"{dt.datetime.now(dt.UTC):%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(2)}"
+
+
+def runs_storage(experiment_storage: str | None, settings: Settings) -> Storage:
+    """Where runs are kept."""
+    return Storage(experiment_storage or settings.storage).child("runs")
+
+
+def load_run(run_id: str, settings: Settings) -> Experiment:
+    """The resolved experiment of an earlier run. Raises ModelNotFoundError."""
+    runs = runs_storage(None, settings)
+    try:
+        return Experiment.model_validate(runs.read_json(f"{run_id}/experiment.json"))
+    except FileNotFoundError as error:
+        known = ", ".join(runs.list()[-5:]) or "none"
+        raise ModelNotFoundError(f"run {run_id!r} is not under {runs.uri}; the newest there: {known}") from error
+
+
+def train(
+    experiment: Experiment,
+    settings: Settings,
+    *,
+    connect: Connect = nullcontext,
+    progress: Progress | None = None,
+    resume: str | None = None,
+) -> TrainResult:
+    """Run an experiment to its registered version.
+
+    connect: gives a Ray to attach to (see `cluster.connect`), entered while the data is read; not
+    used with `workers: 0`. resume: the id of a run to go on with. Raises SeekrayError; a run that
+    fails or is interrupted can be resumed.
+    """
+    progress = progress or Progress(quiet=True)
+    distributed = experiment.resources.span[1] > 0
+    with Background(connect() if distributed else nullcontext()) as ray_connection:
+        prepared = prepare(experiment.data, experiment.task)
+        check_size(experiment, prepared)
+        run_id = resume or new_run_id(experiment.name)
+        run = runs_storage(experiment.storage, settings).child(run_id)
+        _write_start(run, experiment, prepared, resume=resume is not None)
+        log_file = settings.home / "logs" / f"{run_id}.log"
+        handler = to_file(log_file, run_id)
+        for warning in prepared.warnings:
+            logging.getLogger(__name__).warning(warning)
+        progress.say(_headline(experiment, prepared, run_id))
+        tracker = Tracker(run, run_id)
+        tags = git_state() | {"family": experiment.family, "task": experiment.task} | _flat("version", versions())
+        tags |= _flat("data", prepared.fingerprint)
+        tracker.start(experiment.name, experiment.as_json(), tags)
+        with Sending(run, settings) as sending:
+            try:
+                checkpoint = _fit(experiment, run, prepared, Ears(tracker, progress), ray_connection, settings)
+                progress.close()
+                done = report.conclude(experiment, run_id, run, prepared, checkpoint, tracker)
+                tracker.model(done.bundle, experiment.register_as)
+                tracker.finish("finished")
+            except KeyboardInterrupt:
+                progress.close()
+                tracker.finish("killed", "interrupted by the user")
+                progress.say(f"interrupted; go on with: seekray train --resume {run_id}")
+                raise
+            except Exception as error:
+                progress.close()
+                tracker.finish("failed", str(error))
+                progress.say(f"run {run_id} failed; its log: {log_file}")
+                raise
+            finally:
+                logging.getLogger().removeHandler(handler)
+            sent = sending.wait()
+    local = run.local_path
+    return TrainResult(
+        run_id=run_id,
+        bundle=str(local / done.bundle) if local else f"{run.uri}/{done.bundle}",
+        model=experiment.register_as,
+        version=sent.version if sent else None,
+        metrics=done.metrics,
+        tracked=sent is not None and sent.remaining == 0,
+        plots=[str(local / "plots" / name) for name in run.list("plots")] if local else [],
+    )

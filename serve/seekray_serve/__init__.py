@@ -1,0 +1,1 @@
+"""The Ray Serve side of seekray: models as HTTP endpoints."""

@@ -1,0 +1,66 @@
+"""Finding a Ray cluster that somebody else runs, and how to speak with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+
+from seekray.errors import ClusterError
+from seekray_serve.dashboard import Dashboard
+
+_ASK = (
+    "import ray; c = ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR');"
+    "print('dashboard', c.dashboard_url)"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to deploy: the dashboard, what Serve is told to bind, and the address for clients."""
+
+    dashboard: Dashboard
+    host: str
+    port: int
+    url: str
+
+
+def find_cluster(address: str, host: str | None, port: int | None) -> Target:
+    """The cluster at a dashboard's URL (`http://head:8265`) or at a GCS address (`head:6379`).
+
+    Serve's own address is kept where it runs already, since it cannot change. Raises ClusterError.
+    """
+    base = address if address.startswith(("http://", "https://")) else _dashboard_of(address)
+    dashboard = Dashboard(base, _token())
+    there = dashboard.applications().get("http_options") or {}
+    host = there.get("host") or host or "127.0.0.1"
+    port = int(there.get("port") or port or 8000)
+    head = urllib.parse.urlsplit(base).hostname or "127.0.0.1"
+    return Target(dashboard, host, port, f"http://{head}:{port}")
+
+
+def _dashboard_of(address: str) -> str:
+    # In a process of its own: `ray.init` would bind this one to the cluster.
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _ASK.format(address=address)],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"no Ray answers at {address} within 60 s") from error
+    for line in done.stdout.splitlines():
+        if line.startswith("dashboard "):
+            return f"http://{line.split()[1]}"
+    reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+    raise ClusterError(f"no Ray cluster at {address}: {reason[0]}")
+
+
+def _token() -> str | None:
+    """Ray's token of this user, in the order in which Ray itself looks."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else None

@@ -1,0 +1,336 @@
+"""`serve up`, `status`, `down` and `build`: models on Ray Serve, on our own head or a given cluster.
+
+Everything goes through Serve's declarative configuration, the same that `serve build` writes and
+plain `serve deploy` takes; so `up` needs no `import ray`, and what runs is what could be written down.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seekray.errors import ClusterError, UserError
+from seekray_serve import instance as instances
+from seekray_serve.cluster import Target, find_cluster
+from seekray_serve.dashboard import Dashboard
+from seekray_serve.options import check_options
+
+if TYPE_CHECKING:
+    from seekray.settings import Settings
+
+IMPORT_PATH = "seekray_serve.prediction:build"
+FRONT_PATH = "seekray_serve.front:build"
+FRONT = "front"
+DEFAULT_HOST, DEFAULT_PORT = instances.LOOPBACK, 8000
+READY_TIMEOUT_S = 180.0
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+# First segments of the front door's own paths, and its application's name.
+_RESERVED = frozenset(("v1", "v2", "docs", "healthz", FRONT))
+
+
+@dataclass(frozen=True)
+class ModelToServe:
+    """A model's version and the bundle folder that holds it.
+
+    serve_options: the experiment's `serve:` section and more: `autoscaling` {min, max, target},
+    `num_replicas`, `num_cpus`, `num_gpus`, and the fields of `prediction.Limits`.
+    """
+
+    name: str
+    version: str | None
+    bundle_path: str | Path
+    serve_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def up(
+    models: Sequence[ModelToServe],
+    settings: Settings,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    address: str | None = None,
+    timeout_s: float = READY_TIMEOUT_S,
+) -> dict[str, Any]:
+    """Serve `models` beside what is served already; return when each has answered its own sample.
+
+    On `address` (Ray's dashboard or GCS) where given, else on the head that an earlier `up` left
+    running, else on a new one. Raises UserError (names, port), ClusterError (did not come up).
+    """
+    applications = [_application(model) for model in models]
+    with _lock(settings.home):
+        target = _attach(settings, host, port, address)
+        deployed = _deployed(target)
+        wanted = {**deployed, **{app["name"]: app for app in applications}}
+        wanted.setdefault(FRONT, _front(target.url))
+        if any(not _same(deployed.get(name), app) for name, app in wanted.items()):
+            target.dashboard.deploy(_config(list(wanted.values()), target.host, target.port))
+        _wait(target, models, timeout_s)
+        return _status(target)
+
+
+def status(settings: Settings, *, address: str | None = None) -> dict[str, Any]:
+    """`{url, models: [{name, version, url, state, replicas}]}`; url is None where nothing runs."""
+    target = _running(settings, address)
+    return _status(target) if target else {"url": None, "models": []}
+
+
+def down(settings: Settings, *, address: str | None = None) -> dict[str, Any]:
+    """End what `up` started. On a given cluster only our applications end; `{stopped: [names]}`."""
+    with _lock(settings.home):
+        if address:
+            target = find_cluster(address, None, None)
+            described = target.dashboard.applications()["applications"]
+            ours = sorted(_ours(described))
+            rest = [app["deployed_app_config"] for name, app in described.items() if name not in ours]
+            if ours and not rest:
+                target.dashboard.delete()
+            elif ours:
+                target.dashboard.deploy(_config(rest, target.host, target.port))
+            return {"stopped": ours}
+        state = _state(settings.home)
+        instance = instances.load(state)
+        if instance is None:
+            return {"stopped": []}
+        try:
+            names = sorted(_deployed(_own(instance)))
+        except ClusterError:  # a part of it has crashed; the rest is ended all the same
+            names = []
+        instances.stop(instance)
+        state.unlink(missing_ok=True)
+        return {"stopped": names}
+
+
+def build(
+    models: Sequence[ModelToServe],
+    path: str | Path,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    *,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write the configuration file of `models` for plain `serve deploy`, and return it.
+
+    The bundle folders must be readable, and `seekray` importable, on the cluster's nodes
+    (`runtime_env` where it is not installed there).
+    """
+    import yaml
+
+    local = instances.LOOPBACK if host in instances.WILDCARDS else host
+    applications = [_front(f"http://{local}:{port}"), *map(_application, models)]
+    for application in applications:
+        if runtime_env:
+            application["runtime_env"] = dict(runtime_env)
+    config = _config(applications, host, port)
+    Path(path).write_text(
+        "# Written by `seekray serve build`; deploy it with `serve deploy`.\n"
+        + yaml.safe_dump(config, sort_keys=False)
+    )
+    return config
+
+
+def _application(model: ModelToServe) -> dict[str, Any]:
+    if not _NAME.match(model.name) or model.name in _RESERVED:
+        raise UserError(
+            f"a served model's name is letters, digits, '_', '-', '.' and none of {', '.join(sorted(_RESERVED))}; "
+            f"got {model.name!r}",
+            field="name",
+        )
+    folder = Path(model.bundle_path).resolve()
+    options = {key: value for key, value in model.serve_options.items() if value is not None}
+    # Checked here and not only on the cluster, where a wrong key would be a failed deployment.
+    check_options(options)
+    return {
+        "name": model.name,
+        "route_prefix": f"/{model.name}",
+        "import_path": IMPORT_PATH,
+        "args": {"name": model.name, "version": model.version, "bundle": str(folder), **options},
+    }
+
+
+def _front(url: str) -> dict[str, Any]:
+    return {"name": FRONT, "route_prefix": "/", "import_path": FRONT_PATH, "args": {"url": url}}
+
+
+def _config(applications: list[dict[str, Any]], host: str, port: int) -> dict[str, Any]:
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": port, "keep_alive_timeout_s": 90},
+        # A line a request costs more than a small model's answer; the metrics count them.
+        "logging_config": {"enable_access_log": False},
+        "applications": applications,
+    }
+
+
+def _ours(described: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, app in described.items():
+        config = app.get("deployed_app_config") or {}
+        if str(config.get("import_path", "")).startswith("seekray_serve."):
+            found[name] = config
+    return found
+
+
+def _deployed(target: Target) -> dict[str, dict[str, Any]]:
+    """The configuration of every application that is there, also of others' on a shared cluster."""
+    described = target.dashboard.applications()["applications"]
+    return {name: app["deployed_app_config"] for name, app in described.items() if app.get("deployed_app_config")}
+
+
+def _same(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
+    return old is not None and all(old.get(key) == value for key, value in new.items())
+
+
+def _attach(settings: Settings, host: str | None, port: int | None, address: str | None) -> Target:
+    if address:
+        return find_cluster(address, host, port)
+    state = _state(settings.home)
+    instance = instances.load(state)
+    if instance is not None:
+        if _alive(instance):
+            for name, asked, there in (("host", host, instance.host), ("port", port, instance.port)):
+                if asked is not None and asked != there:
+                    raise UserError(
+                        f"models are already served at {instance.url}; `seekray serve down` first, "
+                        f"or leave out --{name}",
+                        field=name,
+                    )
+            return _own(instance)
+        instances.stop(instance)
+        state.unlink(missing_ok=True)
+    instance = instances.start(settings.home, host or DEFAULT_HOST, port or DEFAULT_PORT)
+    instances.save(state, instance)
+    return _own(instance)
+
+
+def _running(settings: Settings, address: str | None) -> Target | None:
+    if address:
+        return find_cluster(address, None, None)
+    instance = instances.load(_state(settings.home))
+    return _own(instance) if instance and _alive(instance) else None
+
+
+def _own(instance: instances.Instance) -> Target:
+    # Serve itself is told loopback, for its replicas; HAProxy's wrapper opens the public address.
+    inner = instances.LOOPBACK if instances.haproxy_binary() else instance.host
+    return Target(Dashboard(instance.dashboard, instance.token), inner, instance.port, instance.url)
+
+
+def _alive(instance: instances.Instance) -> bool:
+    try:
+        _own(instance).dashboard.applications(10)
+    except (ClusterError, OSError):
+        return False
+    return True
+
+
+def _status(target: Target) -> dict[str, Any]:
+    models = []
+    for name, app in sorted(_describe(target).items()):
+        config = app["deployed_app_config"]
+        if config["import_path"] == FRONT_PATH:
+            continue
+        replicas = [r for d in app["deployments"].values() for r in d["replicas"]]
+        models.append(
+            {
+                "name": name,
+                "version": config["args"].get("version"),
+                "url": f"{target.url}{app['route_prefix']}",
+                "state": app["status"].lower(),
+                "replicas": sum(replica["state"] == "RUNNING" for replica in replicas),
+            }
+        )
+    return {"url": target.url, "models": models}
+
+
+def _describe(target: Target) -> dict[str, Any]:
+    described = target.dashboard.applications()["applications"]
+    return {name: described[name] for name in _ours(described)}
+
+
+def _wait(target: Target, models: Sequence[ModelToServe], timeout_s: float) -> None:
+    """Until Serve says that all runs and each model has answered through the public address.
+
+    Both: Serve is ready before its HAProxy knows the route, and during a rolling update the old
+    version answers too.
+    """
+    deadline = time.monotonic() + timeout_s
+    waiting = {model.name: model for model in models}
+    reason = "nothing answered yet"
+    while True:
+        apps = _describe(target)
+        for name, app in apps.items():
+            if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY") and (name in waiting or name == FRONT):
+                raise ClusterError(f"{name!r} does not start: {_last_line(app)}")
+        running = {name for name, app in apps.items() if app["status"] == "RUNNING"}
+        for name in sorted(running & waiting.keys()):
+            if why := _probe(target, waiting[name]):
+                reason = why
+            else:
+                del waiting[name]
+        if not waiting and FRONT in running and not (why := _get(f"{target.url}/healthz")):
+            return
+        if time.monotonic() > deadline:
+            names = ", ".join(sorted(waiting)) or FRONT
+            raise ClusterError(f"{names} did not answer within {timeout_s:.0f} s: {reason}")
+        time.sleep(0.1)
+
+
+def _last_line(app: Mapping[str, Any]) -> str:
+    messages = [app.get("message") or "", *(d.get("message") or "" for d in app["deployments"].values())]
+    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "Ray gave no reason"
+
+
+def _probe(target: Target, model: ModelToServe) -> str | None:
+    """Why a real prediction did not pass, None when it did."""
+    base = f"{target.url}/{model.name}"
+    try:
+        rows = json.loads((Path(model.bundle_path) / "sample.json").read_text())["rows"][:1]
+        body = json.dumps({"rows": rows}).encode()
+        answer = json.loads(_open(f"{base}/v1/predict", body))
+    except urllib.error.HTTPError as error:
+        return f"{error.code} {error.read().decode(errors='replace')[:300]}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    if answer["version"] != model.version:
+        return f"version {answer['version']} still answers"
+    return None
+
+
+def _get(url: str) -> str | None:
+    try:
+        _open(url, None)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _open(url: str, body: bytes | None) -> bytes:
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10) as answer:
+        return bytes(answer.read())
+
+
+def _state(home: Path) -> Path:
+    return home / "serve.json"
+
+
+@contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """One `up` or `down` at a time in a home."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "serve.lock").open("w") as stream:
+        os.set_inheritable(stream.fileno(), False)
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,229 @@
+"""The door at `/` for clients that know one address: catalogue, playground, health, and the
+models' paths without their prefix.
+
+Where the ingress is the HAProxy that `serve up` starts, a model's own paths are rewritten in
+HAProxy (`haproxy.py`) and never come here. On any other cluster they are forwarded by HTTP to the
+same ingress: measured beside a deployment handle, it costs the same and streams as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from seekray_serve.http import (
+    HTML,
+    Application,
+    Headers,
+    Receive,
+    RequestError,
+    Response,
+    Scope,
+    json_response,
+    read_body,
+)
+from seekray_serve.openapi import STYLE
+
+if TYPE_CHECKING:
+    import aiohttp
+    from ray.serve import Application as ServeApplication
+
+NAME = "front"
+_FORWARDED = (b"content-type", b"content-encoding", b"accept", b"inference-header-content-length", b"authorization")
+_RETURNED = ("content-type", "inference-header-content-length", "retry-after", "allow")
+_CATALOGUE_S = 1.0
+
+
+class FrontApp(Application):
+    """The ASGI application of the front door. `url` is the ingress that it stands behind."""
+
+    def __init__(self, url: str, *, max_body_bytes: int = 16 * 2**20) -> None:
+        super().__init__()
+        self._url = url.rstrip("/")
+        self._max_body_bytes = max_body_bytes
+        self._session: aiohttp.ClientSession | None = None
+        self._catalogue: tuple[float, list[dict[str, Any]]] = (0.0, [])
+        self._lock = asyncio.Lock()
+        self.add("GET", "/", self.playground)
+        self.add("GET", "/docs", self.playground)
+        self.add("GET", "/healthz", self.health)
+        self.add("GET", "/v1/models", self.models)
+        self.add("GET", "/v2", self.server)
+        self.add("GET", "/v2/health/live", self.live)
+        self.add("GET", "/v2/health/ready", self.ready)
+        self.add("POST", "/v2/repository/index", self.index)
+
+    async def startup(self) -> None:
+        """Open the connections that forwarded requests share."""
+        import aiohttp
+
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+            auto_decompress=False,
+        )
+
+    async def shutdown(self) -> None:
+        """Close them."""
+        if self._session:
+            await self._session.close()
+
+    async def catalogue(self) -> list[dict[str, Any]]:
+        """What is served now, asked of the models themselves and kept for a second."""
+        async with self._lock:
+            if time.monotonic() - self._catalogue[0] > _CATALOGUE_S:
+                status, _, body = await self._fetch("GET", "/-/routes")
+                if status != 200:
+                    raise RequestError(503, "unavailable", "the ingress does not answer; try again")
+                prefixes = sorted(prefix for prefix in orjson.loads(body) if prefix and prefix != "/")
+                found = await asyncio.gather(*(self._describe(prefix) for prefix in prefixes))
+                self._catalogue = (time.monotonic(), [model for model in found if model])
+        return self._catalogue[1]
+
+    async def _describe(self, prefix: str) -> dict[str, Any] | None:
+        try:
+            status, _, body = await asyncio.wait_for(self._fetch("GET", f"{prefix}/v1/model"), 5)
+        except (TimeoutError, RequestError):
+            return None
+        return {**orjson.loads(body), "path": prefix} if status == 200 else None
+
+    async def models(self, scope: Scope, receive: Receive) -> Response:
+        """The catalogue; `data` in the form that OpenAI's clients list."""
+        found = await self.catalogue()
+        data = [{"id": model["name"], "object": "model", "owned_by": "seekray"} for model in found]
+        return json_response({"object": "list", "data": data, "models": found})
+
+    async def health(self, scope: Scope, receive: Receive) -> Response:
+        """The front door answers; which models do is in the catalogue."""
+        return json_response({"status": "ok"})
+
+    async def server(self, scope: Scope, receive: Receive) -> Response:
+        """Open Inference Protocol's server metadata."""
+        return json_response({"name": "seekray", "version": "2", "extensions": ["binary_tensor_data"]})
+
+    async def live(self, scope: Scope, receive: Receive) -> Response:
+        """Open Inference Protocol's liveness."""
+        return json_response({"live": True})
+
+    async def ready(self, scope: Scope, receive: Receive) -> Response:
+        """Ready when a model answers."""
+        found = await self.catalogue()
+        return json_response({"ready": bool(found)}, 200 if found else 503)
+
+    async def index(self, scope: Scope, receive: Receive) -> Response:
+        """The model list of Triton's clients."""
+        found = await self.catalogue()
+        return json_response([{"name": m["name"], "version": m["version"], "state": "READY"} for m in found])
+
+    async def playground(self, scope: Scope, receive: Receive) -> Response:
+        """A page to try the models on."""
+        return Response(_PAGE, content_type=HTML)
+
+    async def fallback(self, path: str, scope: Scope, receive: Receive) -> Response:
+        """Forward a model's path, describe a model, or say what there is."""
+        _, api, *rest = path.split("/")
+        if rest[:1] == ["models"] and len(rest) > 1 and rest[1]:
+            name, tail = rest[1], "/".join(rest[2:])
+            if api == "v1" and not tail:
+                return json_response(await self._model(name))
+            if api == "v1" and tail == "predict":
+                return await self._forward(name, "v1/predict", scope, receive)
+            if api == "v2":
+                return await self._forward(name, "/".join(["v2", *rest]), scope, receive)
+        elif rest[:2] in (["v1", "predict"], ["v2", "models"]):
+            # HAProxy has rewritten the path and then found no such model.
+            await self._model(api)
+        return await super().fallback(path, scope, receive)
+
+    async def _model(self, name: str) -> dict[str, Any]:
+        found = await self.catalogue()
+        for model in found:
+            if model["name"] == name:
+                return model
+        names = ", ".join(model["name"] for model in found) or "none"
+        raise RequestError(404, "not_found", f"no model {name!r} is served; served: {names}", field="model")
+
+    async def _forward(self, name: str, path: str, scope: Scope, receive: Receive) -> Response:
+        body = await read_body({**scope, "headers": _plain(scope)}, receive, self._max_body_bytes)
+        model = await self._model(name)
+        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k in _FORWARDED}
+        status, returned, answer = await self._fetch(scope["method"], f"{model['path']}/{path}", body, headers)
+        content_type = returned.get("content-type", "application/json").encode("latin-1")
+        kept: Headers = [
+            (key.encode(), returned[key].encode("latin-1")) for key in _RETURNED[1:] if key in returned
+        ]
+        return Response(answer, status, content_type, kept)
+
+    async def _fetch(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        import aiohttp
+
+        if self._session is None:
+            await self.startup()
+        assert self._session is not None
+        try:
+            async with self._session.request(
+                method, self._url + path, data=body or None, headers=headers
+            ) as answer:
+                return answer.status, answer.headers, await answer.read()
+        except aiohttp.ClientError as error:
+            raise RequestError(503, "unavailable", f"the ingress does not answer: {error}") from error
+
+
+def _plain(scope: Scope) -> Headers:
+    """The headers without the encoding: a packed body is passed on as it is."""
+    return [(key, value) for key, value in scope["headers"] if key != b"content-encoding"]
+
+
+def build(args: Mapping[str, Any]) -> ServeApplication:
+    """The front door's Serve application. args: `url`, the ingress as its replica reaches it."""
+    from ray import serve
+
+    url = args["url"]
+
+    class Front:
+        """A replica of the front door."""
+
+        def __serve_build_asgi_app__(self) -> FrontApp:
+            return FrontApp(url)
+
+    return serve.deployment(
+        name=NAME,
+        ray_actor_options={"num_cpus": 0.05},
+        max_ongoing_requests=100_000,
+        max_surge_percent=100,
+        graceful_shutdown_wait_loop_s=0.2,
+    )(serve.ingress()(Front)).bind()
+
+
+_PAGE = (
+    """<!doctype html><html lang="en"><meta charset="utf-8"><title>seekray</title>
+<meta name="viewport" content="width=device-width"><style>"""
+    + STYLE
+    + """</style>
+<h1>seekray</h1><p><a href="/v1/models">Catalogue</a> · <a href="/v2">Open Inference Protocol</a></p>
+<p><label>Model <select id="model"></select></label> <a id="docs" href="#">documentation</a></p>
+<textarea id="body" spellcheck="false" aria-label="request"></textarea>
+<p><button id="send">Predict</button></p><pre id="answer" aria-live="polite"></pre>
+<script>
+const $ = id => document.getElementById(id); let models = [];
+const show = () => { const m = models[$("model").selectedIndex]; if (!m) return;
+  $("body").value = JSON.stringify(m.example, null, 1); $("docs").href = m.path + "/docs"; };
+$("model").onchange = show;
+$("send").onclick = async () => {
+  const r = await fetch("/v1/models/" + encodeURIComponent($("model").value) + "/predict",
+    {method: "POST", headers: {"content-type": "application/json"}, body: $("body").value});
+  const text = await r.text();
+  try { $("answer").textContent = r.status + "\\n" + JSON.stringify(JSON.parse(text), null, 1); }
+  catch { $("answer").textContent = r.status + "\\n" + text; }
+};
+(async () => { models = (await (await fetch("/v1/models")).json()).models;
+  for (const m of models) $("model").add(new Option(m.name + (m.version ? " " + m.version : ""), m.name));
+  show(); })();
+</script></html>"""
+).encode()

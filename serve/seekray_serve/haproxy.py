@@ -1,0 +1,92 @@
+"""Rewrites the HAProxy configuration that Ray Serve writes, then becomes HAProxy.
+
+Ray Serve 2.60 writes the configuration from a fixed template before each start and reload:
+the metrics and statistics pages listen on every interface, the admin socket is open to every
+user of the machine, and a missing backend is answered with a plain-text 500. Serve starts the
+executable that `RAY_SERVE_HAPROXY_BINARY_PATH` names, so ours repairs these lines first. It also
+adds the front door's paths: a rewrite in HAProxy costs a request nothing, a second hop through a
+Python process costs more than the prediction itself (docs/benchmarks.md).
+
+Standard library only: this file runs as a script, at each reload, with `python -I -S`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+BINARY = "SEEKRAY_HAPROXY_BINARY"
+PUBLIC_HOST = "SEEKRAY_PUBLIC_HOST"
+
+# `/v1/models/digits/predict` is `/digits/v1/predict`, and likewise for Open Inference Protocol.
+# Not for a model that is not served: no backend has its prefix, so the front door answers 404.
+_FRONT_DOOR = r"""
+    # seekray: the front door's paths are the models' own
+    http-request set-header x-seekray-path %[path] if { path_beg /v1/models/ } or { path_beg /v2/models/ }
+    http-request replace-path ^/v1/models/([^/]+)/predict$ /\1/v1/predict
+    http-request replace-path ^/v2/models/([^/]+)(/.*)?$ /\1/v2/models/\1\2"""
+
+_UNAVAILABLE = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    "Content-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+)
+_BODY = '{"error":{"code":"unavailable","message":"no replica of this model answers; try again","field":null}}'
+
+
+def rewrite(text: str, *, public_host: str, error_file: str) -> str:
+    """The configuration with everything but the public address on loopback.
+
+    Raises ValueError when the template is not the one this was written for, since a line that
+    was missed would be an open port.
+    """
+    text, metrics = re.subn(r"(?m)^(frontend prometheus\n\s+bind )\S*:(\d+)$", r"\g<1>127.0.0.1:\2", text)
+    text, stats = re.subn(r"(?m)^(listen stats\n\s+bind )\S*:(\d+)$", r"\g<1>127.0.0.1:\2", text)
+    text, socket = re.subn(r"(?m)^(\s+stats socket \S+) mode 666", r"\1 mode 600", text)
+    bind = "*" if public_host in ("0.0.0.0", "::", "") else public_host
+    text, front = re.subn(
+        r"(?m)^(frontend http_frontend\n\s+bind )\S*:(\d+)$",
+        lambda found: f"{found[1]}{bind}:{found[2]}{_FRONT_DOOR}",
+        text,
+    )
+    # Serve turns 502, 503 and 504 into a 500; "no replica now" is a 503 that may be tried again.
+    text = re.sub(r"(?m)^(\s+errorfile 50[234]) \S+$", rf"\1 {error_file}", text)
+    counts = {"metrics": metrics, "statistics": stats, "socket": socket, "front": front}
+    if wrong := [name for name, count in counts.items() if count != 1]:
+        raise ValueError(f"Ray's HAProxy template has changed: {', '.join(wrong)} not found once")
+    return text
+
+
+def write_wrapper(folder: Path, binary: str, public_host: str) -> Path:
+    """An executable in `folder` that runs this file and then `binary`; its path is for Ray Serve."""
+    wrapper = folder / "haproxy"
+    wrapper.write_text(
+        "#!/bin/sh\n"
+        f"export {BINARY}={shlex.quote(binary)} {PUBLIC_HOST}={shlex.quote(public_host)}\n"
+        f'exec {shlex.quote(sys.executable)} -I -S {shlex.quote(__file__)} "$@"\n'
+    )
+    wrapper.chmod(0o700)
+    return wrapper
+
+
+def main(arguments: list[str]) -> None:
+    """Rewrite the file after `-f` in place and replace this process by HAProxy."""
+    binary = os.environ[BINARY]
+    if "-f" in arguments:
+        config = Path(arguments[arguments.index("-f") + 1])
+        error_file = config.with_name("503.http")
+        error_file.write_text(_UNAVAILABLE.format(length=len(_BODY), body=_BODY))
+        text = config.read_text()
+        if "# seekray:" not in text:
+            new = rewrite(text, public_host=os.environ[PUBLIC_HOST], error_file=str(error_file))
+            # Renamed into place: HAProxy, and a reader of the folder, see the whole file or the old.
+            draft = config.with_name("haproxy.cfg.seekray")
+            draft.write_text(new)
+            draft.replace(config)
+    os.execv(binary, [binary, *arguments])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

