@@ -6,11 +6,9 @@ each). It never changes once written; its hash, the sha256 of the manifest, is i
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from seekray.checkpoint import sha256
 from seekray.data.features import FeatureSchema
+from seekray.data.values import json_value
 from seekray.errors import CorruptError, ModelNotFoundError
 from seekray.storage import Storage
 from seekray.system import versions
@@ -39,19 +38,6 @@ class Bundle:
     tensors: dict[str, Tensor]
     sample: dict[str, Any]
     hash: str
-
-
-def json_value(value: Any) -> Any:
-    """A table's value as JSON: times as ISO text, bytes as base64, NaN as null."""
-    if isinstance(value, (dt.datetime, dt.date, dt.time)):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, (list, tuple)):
-        return [json_value(v) for v in value]
-    return value.item() if hasattr(value, "item") else value
 
 
 def write(

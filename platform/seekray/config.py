@@ -99,7 +99,9 @@ class Resources(Strict):
         1, description="0: this process, without Ray; N: Ray Train workers; [min, max]: elastic"
     )
     cpus_per_worker: float | None = Field(
-        None, gt=0, description="CPUs of a worker, may be a fraction; torch's threads follow it; null: 1, or all for workers: 0"
+        None,
+        gt=0,
+        description="CPUs of a worker, may be a fraction; torch's threads follow it; null: 1, or all for workers: 0",
     )
     gpus_per_worker: float | None = Field(None, ge=0, description="null: one where the cluster has GPUs for all, else none")
     wait: Duration | None = Field(None, description="wait that long for missing resources (30s, 30m, 2h); null: refuse")
@@ -136,12 +138,12 @@ class Serve(Strict):
     """How a registered version is served."""
 
     autoscaling: Autoscaling = Autoscaling()
-    max_queued_requests: int = Field(256, ge=1, description="beyond it a replica answers 429 with Retry-After")
-    max_batch_size: int = Field(256, ge=1, description="most rows of one forward pass")
+    max_queued_requests: int = Field(1000, ge=1, description="beyond it a replica answers 429 with Retry-After")
+    max_batch_rows: int = Field(1024, ge=1, description="most rows of one forward pass")
     max_rows: int = Field(10_000, ge=1, description="most rows of one request")
-    max_body_mb: float = Field(16, gt=0, description="largest request body, MiB")
-    cpus: float = Field(0.1, ge=0, description="CPUs that a replica reserves")
-    gpus: float = Field(0, ge=0, description="GPUs that a replica reserves")
+    max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body")
+    num_cpus: float = Field(0.1, ge=0, description="CPUs that a replica reserves")
+    num_gpus: float = Field(0, ge=0, description="GPUs that a replica reserves")
 
 
 class Report(Strict):

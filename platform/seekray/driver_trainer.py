@@ -52,6 +52,10 @@ class _NoBarrier:
         return cls()
 
 
+def _nothing(*_: Any) -> None:
+    return None
+
+
 class _Group(worker_group.WorkerGroup):  # type: ignore[misc]
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class DriverTrainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **kwargs: Any) -> Any:
         if not self.scaling_config.elasticity_enabled:
             kwargs["scaling_policy"]._coordinator_client = _NoCoordinator()
-            kwargs["scaling_policy"].after_controller_start = lambda context: None
+            kwargs["scaling_policy"].after_controller_start = _nothing
         with contextlib.ExitStack() as stack:
             environment = {
                 "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -99,7 +103,7 @@ class DriverTrainer(TorchTrainer):  # type: ignore[misc]
             }
             stack.enter_context(mock.patch.dict(os.environ, environment))
             stack.enter_context(mock.patch.object(worker_group, "SynchronizationActor", _NoBarrier))
-            stack.enter_context(mock.patch.object(worker_group_state, "_shutdown_sync_actor", lambda actor: None))
+            stack.enter_context(mock.patch.object(worker_group_state, "_shutdown_sync_actor", _nothing))
             controller = _Controller(**kwargs)
             controller._health_check_interval_s = POLL_SECONDS
             events = asyncio.new_event_loop()  # not asyncio.run: Ctrl-C has to raise at once

@@ -107,10 +107,9 @@ def _loc(loc: Sequence[str | int], raw: Mapping[str, Any]) -> Path_:
     place: Any = raw
     path: list[str | int] = []
     for number, key in enumerate(loc):
-        if isinstance(place, Mapping) and key in place:
-            place = place[key]
-            path.append(key)
-        elif isinstance(place, list) and isinstance(key, int) and key < len(place):
+        if (isinstance(place, Mapping) and key in place) or (
+            isinstance(place, list) and isinstance(key, int) and key < len(place)
+        ):
             place = place[key]
             path.append(key)
         elif number == len(loc) - 1 and isinstance(place, Mapping) and isinstance(key, str):
@@ -179,7 +178,10 @@ def json_schema() -> dict[str, Any]:
         definitions[config["title"]] = config
         branches.append(
             {
-                "if": {"properties": {"family": {"const": name}}, **({} if name == "net" else {"required": ["family"]})},
+                "if": {
+                    "properties": {"family": {"const": name}},
+                    **({} if name == "net" else {"required": ["family"]}),
+                },
                 "then": {"properties": {"model": {"$ref": f"#/$defs/{config['title']}"}}},
             }
         )

@@ -154,4 +154,3 @@ class Pulse:
         }  # fmt: skip
         self._session.progress(shown | self._last | self._metrics)
         self._shown = now
-

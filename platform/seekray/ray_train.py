@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -139,9 +138,7 @@ def _error(code: str, message: str, field: str | None) -> SeekrayError:
     return kinds.get(code, SeekrayError)(message, field=field)
 
 
-def fit(
-    experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, listener: Listener, progress: Progress
-) -> None:
+def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, listener: Listener, progress: Progress) -> None:
     """Run the loop on the cluster that this process is connected to. Raises SeekrayError."""
     resources = experiment.resources
     gpus = require(resources, progress)
@@ -155,8 +152,11 @@ def fit(
     trainer = DriverTrainer(
         train_worker,
         train_loop_config={
-            "experiment": experiment.as_json(), "run_id": run_id, "storage": run.uri, "data": data,
-        },  # fmt: skip
+            "experiment": experiment.as_json(),
+            "run_id": run_id,
+            "storage": run.uri,
+            "data": data,
+        },
         scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=bool(gpus), resources_per_worker=per_worker),
         run_config=RunConfig(
             name="run",
@@ -227,26 +227,3 @@ def _ask_autoscaler(workers: int, cpus: float, gpus: float) -> None:
 
     bundle = {"CPU": math.ceil(cpus)} | ({"GPU": math.ceil(gpus)} if gpus else {})
     request_resources(bundles=[bundle] * workers)
-
-
-PRELOAD = "torch,seekray.ray_train"
-"""Modules that idle worker processes import while the driver is still reading data."""
-
-
-def private_ray_environment() -> dict[str, str]:
-    """Settings that make a Ray of our own start faster and quieter."""
-    return {
-        # The raylet tries its object store once and then sleeps this long (default 1000 ms).
-        "RAY_raylet_client_connect_timeout_milliseconds": "20",
-        "RAY_raylet_client_num_connect_attempts": "500",
-        "RAY_preload_python_modules": PRELOAD,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_enable_metrics_collection": "0",
-    }
-
-
-def worker_processes(resources: Resources) -> int:
-    """CPUs that a Ray of our own declares: it starts, and preloads, a process for each."""
-    cores = os.cpu_count() or 1
-    most = resources.span[1]
-    return min(cores, max(most, math.ceil(most * (resources.cpus_per_worker or 1))))

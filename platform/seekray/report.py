@@ -11,6 +11,7 @@ from seekray import bundle as bundles
 from seekray.checkpoint import Checkpoint
 from seekray.config import Experiment
 from seekray.data.prepare import Prepared
+from seekray.data.values import json_value
 from seekray.predictor import Predictor, build
 from seekray.storage import Storage
 
@@ -77,7 +78,11 @@ def _sample(prepared: Prepared, predictor: Predictor) -> dict[str, Any]:
     rows = bundles.sample_rows(prepared.held_out.slice(0, SAMPLE_ROWS).to_pylist(), names)
     answers = predictor.predict(predictor.schema.columns_from_rows(rows)).columns()
     targets = prepared.held_out.slice(0, SAMPLE_ROWS).select(list(prepared.schema.targets)).to_pylist()
-    return {"rows": rows, "answers": answers, "targets": [{k: bundles.json_value(v) for k, v in t.items()} for t in targets]}
+    return {
+        "rows": rows,
+        "answers": answers,
+        "targets": [{k: json_value(v) for k, v in t.items()} for t in targets],
+    }
 
 
 def _plots(
@@ -119,9 +124,7 @@ def _log_reports(
     from seekray.tracking.card import model_card
 
     result = evaluation.as_json() if evaluation else {}
-    card = model_card(
-        info | {"schema": prepared.schema.to_json(), "hash": digest}, evaluation=result, importances=importances
-    )
+    card = model_card(info | {"schema": prepared.schema.to_json(), "hash": digest}, evaluation=result, importances=importances)
     texts = {
         "fingerprint.json": json.dumps(prepared.fingerprint, indent=1),
         "importances.json": json.dumps(importances, indent=1),

@@ -6,8 +6,8 @@ import datetime as dt
 import json
 import logging
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,13 +16,14 @@ from seekray import loop, report
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
 from seekray.data.prepare import Prepared, prepare
-from seekray.errors import ConfigError, DataError, ModelNotFoundError, SeekrayError
+from seekray.errors import ConfigError, DataError, ModelNotFoundError
 from seekray.log import to_file
 from seekray.progress import Progress
 from seekray.session import LocalSession, Point
 from seekray.settings import Settings
 from seekray.storage import Storage
 from seekray.system import git_state, versions
+from seekray.tracking.sender import start_sender
 from seekray.tracking.spool import Tracker
 
 Connect = Callable[[], AbstractContextManager[Any]]
@@ -96,41 +97,48 @@ def train(
     """
     progress = progress or Progress(quiet=True)
     distributed = experiment.resources.span[1] > 0
-    with Background(connect() if distributed else nullcontext()) as ray_connection:
-        prepared = prepare(experiment.data, experiment.task)
-        check_size(experiment, prepared)
-        run_id = resume or new_run_id(experiment.name)
-        run = runs_storage(experiment.storage, settings).child(run_id)
-        _write_start(run, experiment, prepared, resume=resume is not None)
-        log_file = settings.home / "logs" / f"{run_id}.log"
-        handler = to_file(log_file, run_id)
-        for warning in prepared.warnings:
-            logging.getLogger(__name__).warning(warning)
-        progress.say(_headline(experiment, prepared, run_id))
-        tracker = Tracker(run, run_id)
-        tags = git_state() | {"family": experiment.family, "task": experiment.task} | _flat("version", versions())
-        tags |= _flat("data", prepared.fingerprint)
-        tracker.start(experiment.name, experiment.as_json(), tags)
-        with Sending(run, settings) as sending:
-            try:
-                checkpoint = _fit(experiment, run, prepared, Ears(tracker, progress), ray_connection, settings)
-                progress.close()
-                done = report.conclude(experiment, run_id, run, prepared, checkpoint, tracker)
-                tracker.model(done.bundle, experiment.register_as)
-                tracker.finish("finished")
-            except KeyboardInterrupt:
-                progress.close()
-                tracker.finish("killed", "interrupted by the user")
-                progress.say(f"interrupted; go on with: seekray train --resume {run_id}")
-                raise
-            except Exception as error:
-                progress.close()
-                tracker.finish("failed", str(error))
-                progress.say(f"run {run_id} failed; its log: {log_file}")
-                raise
-            finally:
-                logging.getLogger().removeHandler(handler)
-            sent = sending.wait()
+    with ThreadPoolExecutor(1) as pool:  # data is read while Ray starts
+        reading = pool.submit(prepare, experiment.data, experiment.task)
+        with connect() if distributed else nullcontext():
+            prepared = reading.result()
+            return _train(experiment, prepared, settings, progress, resume)
+
+
+def _train(
+    experiment: Experiment, prepared: Prepared, settings: Settings, progress: Progress, resume: str | None
+) -> TrainResult:
+    run_id = resume or new_run_id(experiment.name)
+    run = runs_storage(experiment.storage, settings).child(run_id)
+    _write_start(run, experiment, prepared, resume=resume is not None)
+    log_file = settings.home / "logs" / f"{run_id}.log"
+    handler = to_file(log_file, run_id)
+    for warning in prepared.warnings:
+        logging.getLogger(__name__).warning(warning)
+    progress.say(_headline(experiment, prepared, run_id))
+    tracker = Tracker(run, run_id)
+    tags = git_state() | {"family": experiment.family, "task": experiment.task} | _flat("version", versions())
+    tags |= _flat("data", prepared.fingerprint)
+    tracker.start(experiment.name, experiment.as_json(), tags)
+    with start_sender(run, settings) as sender:
+        try:
+            checkpoint = _fit(experiment, run_id, run, prepared, Ears(tracker, progress), progress)
+            progress.close()
+            done = report.conclude(experiment, run_id, run, prepared, checkpoint, tracker)
+            tracker.model(done.bundle, experiment.register_as)
+            tracker.finish("finished")
+        except KeyboardInterrupt:
+            progress.close()
+            tracker.finish("killed", "interrupted by the user")
+            progress.say(f"interrupted; go on with: seekray train --resume {run_id}")
+            raise
+        except Exception as error:
+            progress.close()
+            tracker.finish("failed", str(error))
+            progress.say(f"run {run_id} failed; its log: {log_file}")
+            raise
+        finally:
+            logging.getLogger().removeHandler(handler)
+        sent = sender.wait()
     local = run.local_path
     return TrainResult(
         run_id=run_id,
@@ -141,3 +149,72 @@ def train(
         tracked=sent is not None and sent.remaining == 0,
         plots=[str(local / "plots" / name) for name in run.list("plots")] if local else [],
     )
+
+
+def _write_start(run: Storage, experiment: Experiment, prepared: Prepared, *, resume: bool) -> None:
+    """Leave what a resume needs; on a resume, refuse other data."""
+    if resume:
+        before = run.read_json("run.json")["fingerprint"]
+        if before != prepared.fingerprint:
+            changed = [k for k in prepared.fingerprint if before.get(k) != prepared.fingerprint[k]]
+            raise DataError(
+                f"the data of {run.uri} has changed since the run began ({', '.join(changed)}); "
+                "put the data back or start a new run"
+            )
+    run.write_json("experiment.json", experiment.as_json())
+    run.write_json("run.json", {"fingerprint": prepared.fingerprint, "name": experiment.name})
+    if prepared.rejected:
+        lines = "".join(json.dumps(r, default=str) + "\n" for r in prepared.rejected)
+        run.write_bytes("rejected.jsonl", lines.encode())
+        logging.getLogger(__name__).warning(
+            "%d rows were rejected; they are listed in %s", len(prepared.rejected), run.path("rejected.jsonl")
+        )
+
+
+def check_size(experiment: Experiment, prepared: Prepared) -> None:
+    """Contradictions that show only with the data. Raises ConfigError."""
+    rows = len(prepared.train.rows)
+    if rows < experiment.resources.span[1]:
+        raise ConfigError(f"resources.workers: {experiment.resources.span[1]} for {rows} training rows; use fewer workers")
+    if experiment.training.early_stopping and not len(prepared.validation.rows):
+        raise ConfigError("training.early_stopping needs validation rows; the split left none (data.split.validation)")
+
+
+def _headline(experiment: Experiment, prepared: Prepared, run_id: str) -> str:
+    workers = experiment.resources.workers
+    where = "in this process" if workers == 0 else f"on {workers} Ray Train worker(s)"
+    return (
+        f"run {run_id}: {experiment.family} {experiment.task}, {len(prepared.train.rows):,} training rows, "
+        f"{len(prepared.validation.rows):,} validation, {len(prepared.held_out):,} held out, "
+        f"{len(prepared.schema.features)} features, {where}"
+    )
+
+
+def _flat(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
+    return {f"{prefix}.{key}": str(value) for key, value in values.items()}
+
+
+def _fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, ears: Ears, progress: Progress) -> Checkpoint:
+    """Train wherever the experiment says; returns the finished checkpoint."""
+    checkpoints = Checkpoints(run)
+    before = checkpoints.latest()
+    if before is None or not before.state["finished"]:
+        if experiment.resources.span[1] == 0:
+            _fit_here(experiment, run, prepared, ears, before)
+        else:
+            from seekray import ray_train
+
+            ray_train.fit(experiment, run_id, run, prepared, ears, progress)
+        before = checkpoints.latest()
+    assert before is not None
+    return before
+
+
+def _fit_here(experiment: Experiment, run: Storage, prepared: Prepared, ears: Ears, before: Checkpoint | None) -> None:
+    import torch
+
+    if cpus := experiment.resources.cpus_per_worker:
+        torch.set_num_threads(max(1, int(cpus)))
+    device = "cuda" if torch.cuda.is_available() and experiment.resources.gpus_per_worker != 0 else "cpu"
+    session = LocalSession(experiment.training, run, listener=ears, resume_from=before, device=device)
+    loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)

@@ -115,9 +115,7 @@ class Batcher(Generic[Job, Answer]):
             return
         loop = asyncio.get_running_loop()
         future = self._thread.submit(self._timed, jobs)
-        future.add_done_callback(
-            lambda done: loop.call_soon_threadsafe(self._finish, batch, rows, *done.result())
-        )
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, batch, rows, *done.result()))
 
     def _take(self) -> tuple[list[_Waiting[Job, Answer]], int]:
         batch: list[_Waiting[Job, Answer]] = []

@@ -20,12 +20,14 @@ _ASK = (
 
 @dataclass(frozen=True)
 class Target:
-    """Where to deploy: the dashboard, what Serve is told to bind, and the address for clients."""
+    """Where to deploy: the dashboard, what Serve is told to bind, the address for clients and the
+    one by which a process in the cluster reaches the ingress."""
 
     dashboard: Dashboard
     host: str
     port: int
     url: str
+    inner_url: str
 
 
 def find_cluster(address: str, host: str | None, port: int | None) -> Target:
@@ -39,7 +41,10 @@ def find_cluster(address: str, host: str | None, port: int | None) -> Target:
     host = there.get("host") or host or "127.0.0.1"
     port = int(there.get("port") or port or 8000)
     head = urllib.parse.urlsplit(base).hostname or "127.0.0.1"
-    return Target(dashboard, host, port, f"http://{head}:{port}")
+    url = f"http://{head}:{port}"
+    # An ingress on every node listens on loopback too, unless it was bound to one address.
+    inner = "127.0.0.1" if host in ("127.0.0.1", "0.0.0.0", "::", "localhost") else host
+    return Target(dashboard, host, port, url, f"http://{inner}:{port}")
 
 
 def _dashboard_of(address: str) -> str:

@@ -68,14 +68,24 @@ def up(
     """
     applications = [_application(model) for model in models]
     with _lock(settings.home):
-        target = _attach(settings, host, port, address)
-        deployed = _deployed(target)
-        wanted = {**deployed, **{app["name"]: app for app in applications}}
-        wanted.setdefault(FRONT, _front(target.url))
-        if any(not _same(deployed.get(name), app) for name, app in wanted.items()):
-            target.dashboard.deploy(_config(list(wanted.values()), target.host, target.port))
-        _wait(target, models, timeout_s)
-        return _status(target)
+        target, fresh = _attach(settings, host, port, address)
+        deployed: dict[str, dict[str, Any]] = {}
+        changed = False
+        try:
+            deployed = _deployed(target)
+            wanted = {**deployed, **{app["name"]: app for app in applications}}
+            wanted.setdefault(FRONT, _front(target.inner_url))
+            if any(not _same(deployed.get(name), app) for name, app in wanted.items()):
+                changed = True
+                target.dashboard.deploy(_config(list(wanted.values()), target.host, target.port))
+            _wait(target, models, timeout_s)
+            return _status(target)
+        except BaseException:  # Ctrl-C too: an `up` that did not come up leaves things as they were
+            if fresh:
+                _stop(settings.home)
+            elif changed:
+                target.dashboard.deploy(_config(list(deployed.values()), target.host, target.port))
+            raise
 
 
 def status(settings: Settings, *, address: str | None = None) -> dict[str, Any]:
@@ -97,16 +107,9 @@ def down(settings: Settings, *, address: str | None = None) -> dict[str, Any]:
             elif ours:
                 target.dashboard.deploy(_config(rest, target.host, target.port))
             return {"stopped": ours}
-        state = _state(settings.home)
-        instance = instances.load(state)
-        if instance is None:
-            return {"stopped": []}
-        try:
-            names = sorted(_deployed(_own(instance)))
-        except ClusterError:  # a part of it has crashed; the rest is ended all the same
-            names = []
-        instances.stop(instance)
-        state.unlink(missing_ok=True)
+        running = _running(settings, None)  # None also after a crash: what is left of it ends too
+        names = sorted(_describe(running)) if running else []
+        _stop(settings.home)
         return {"stopped": names}
 
 
@@ -132,8 +135,7 @@ def build(
             application["runtime_env"] = dict(runtime_env)
     config = _config(applications, host, port)
     Path(path).write_text(
-        "# Written by `seekray serve build`; deploy it with `serve deploy`.\n"
-        + yaml.safe_dump(config, sort_keys=False)
+        "# Written by `seekray serve build`; deploy it with `serve deploy`.\n" + yaml.safe_dump(config, sort_keys=False)
     )
     return config
 
@@ -190,9 +192,10 @@ def _same(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
     return old is not None and all(old.get(key) == value for key, value in new.items())
 
 
-def _attach(settings: Settings, host: str | None, port: int | None, address: str | None) -> Target:
+def _attach(settings: Settings, host: str | None, port: int | None, address: str | None) -> tuple[Target, bool]:
+    """The cluster to deploy on, and whether this call has started it."""
     if address:
-        return find_cluster(address, host, port)
+        return find_cluster(address, host, port), False
     state = _state(settings.home)
     instance = instances.load(state)
     if instance is not None:
@@ -200,16 +203,22 @@ def _attach(settings: Settings, host: str | None, port: int | None, address: str
             for name, asked, there in (("host", host, instance.host), ("port", port, instance.port)):
                 if asked is not None and asked != there:
                     raise UserError(
-                        f"models are already served at {instance.url}; `seekray serve down` first, "
-                        f"or leave out --{name}",
+                        f"models are already served at {instance.url}; `seekray serve down` first, or leave out --{name}",
                         field=name,
                     )
-            return _own(instance)
-        instances.stop(instance)
-        state.unlink(missing_ok=True)
+            return _own(instance), False
+        _stop(settings.home)
     instance = instances.start(settings.home, host or DEFAULT_HOST, port or DEFAULT_PORT)
     instances.save(state, instance)
-    return _own(instance)
+    return _own(instance), True
+
+
+def _stop(home: Path) -> None:
+    state = _state(home)
+    instance = instances.load(state)
+    if instance is not None:
+        instances.stop(instance)
+    state.unlink(missing_ok=True)
 
 
 def _running(settings: Settings, address: str | None) -> Target | None:
@@ -222,10 +231,13 @@ def _running(settings: Settings, address: str | None) -> Target | None:
 def _own(instance: instances.Instance) -> Target:
     # Serve itself is told loopback, for its replicas; HAProxy's wrapper opens the public address.
     inner = instances.LOOPBACK if instances.haproxy_binary() else instance.host
-    return Target(Dashboard(instance.dashboard, instance.token), inner, instance.port, instance.url)
+    return Target(Dashboard(instance.dashboard, instance.token), inner, instance.port, instance.url, instance.url)
 
 
 def _alive(instance: instances.Instance) -> bool:
+    # Asked first, since the dashboard of a dead GCS takes long to say so.
+    if not instances.listens(instance.gcs):
+        return False
     try:
         _own(instance).dashboard.applications(10)
     except (ClusterError, OSError):
@@ -246,7 +258,7 @@ def _status(target: Target) -> dict[str, Any]:
                 "version": config["args"].get("version"),
                 "url": f"{target.url}{app['route_prefix']}",
                 "state": app["status"].lower(),
-                "replicas": sum(replica["state"] == "RUNNING" for replica in replicas),
+                "replicas": sum(replica["state"] in ("RUNNING", "UPDATING") for replica in replicas),
             }
         )
     return {"url": target.url, "models": models}

@@ -153,9 +153,7 @@ class FrontApp(Application):
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k in _FORWARDED}
         status, returned, answer = await self._fetch(scope["method"], f"{model['path']}/{path}", body, headers)
         content_type = returned.get("content-type", "application/json").encode("latin-1")
-        kept: Headers = [
-            (key.encode(), returned[key].encode("latin-1")) for key in _RETURNED[1:] if key in returned
-        ]
+        kept: Headers = [(key.encode(), returned[key].encode("latin-1")) for key in _RETURNED[1:] if key in returned]
         return Response(answer, status, content_type, kept)
 
     async def _fetch(
@@ -167,9 +165,7 @@ class FrontApp(Application):
             await self.startup()
         assert self._session is not None
         try:
-            async with self._session.request(
-                method, self._url + path, data=body or None, headers=headers
-            ) as answer:
+            async with self._session.request(method, self._url + path, data=body or None, headers=headers) as answer:
                 return answer.status, answer.headers, await answer.read()
         except aiohttp.ClientError as error:
             raise RequestError(503, "unavailable", f"the ingress does not answer: {error}") from error

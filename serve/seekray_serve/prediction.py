@@ -94,9 +94,7 @@ class PredictionApp(Application):
 
     async def health(self, scope: Scope, receive: Receive) -> Response:
         """This replica serves, and what."""
-        return json_response(
-            {"status": "ok", "model": self.predictor.name, "version": self.predictor.version}
-        )
+        return json_response({"status": "ok", "model": self.predictor.name, "version": self.predictor.version})
 
     async def infer(self, scope: Scope, receive: Receive) -> Response:
         """Open Inference Protocol: tensors in, tensors out, as JSON or as raw bytes after it."""
@@ -107,9 +105,7 @@ class PredictionApp(Application):
         payload, length = self.protocol.write(answer, wanted)
         if length is None:
             return Response(payload)
-        return Response(
-            payload, content_type=b"application/octet-stream", headers=[(LENGTH_HEADER, b"%d" % length)]
-        )
+        return Response(payload, content_type=b"application/octet-stream", headers=[(LENGTH_HEADER, b"%d" % length)])
 
     async def openapi(self, scope: Scope, receive: Receive) -> Response:
         """The OpenAPI document."""

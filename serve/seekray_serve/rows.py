@@ -70,10 +70,7 @@ class Answer:
             return None
         names = tuple(self._probabilities)
         columns = self._probabilities.values()
-        return [
-            dict(zip(names, [column[i] for column in columns], strict=True))
-            for i in range(self._start, self._stop)
-        ]
+        return [dict(zip(names, [column[i] for column in columns], strict=True)) for i in range(self._start, self._stop)]
 
     def probability_columns(self) -> dict[str, list[float]] | None:
         """Class → the probabilities of each row."""

@@ -59,9 +59,7 @@ class Gen:
         return {name: make_optimizer(module, training) for name, module in modules.items()}
 
     def batches(self, arrays: Arrays, training: Training, **where: Any) -> TableBatches:
-        return TableBatches(
-            arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where
-        )
+        return TableBatches(arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where)
 
     def _fake(self, modules: Modules, rows: Tensor) -> Tensor:
         latent = next(modules["generator"].parameters()).shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -96,7 +97,7 @@ class Perceptron(nn.Module):
         width = schema.dense_size + sum(e.embedding_dim for e in self.embeddings)  # type: ignore[misc]
         self.input_dropout = nn.Dropout(config.input_dropout)
         sizes = [width, *config.layers]
-        self.layers = nn.Sequential(*(Layer(a, b, config) for a, b in zip(sizes, sizes[1:], strict=False)))
+        self.layers = nn.Sequential(*(Layer(a, b, config) for a, b in pairwise(sizes)))
         self.head = initialise(nn.Linear(sizes[-1], schema.num_outputs), None)
         self.task, self.config = schema.task, config
         self.register_buffer("class_weights", _class_weights(config, schema), persistent=False)
@@ -118,7 +119,10 @@ class Perceptron(nn.Module):
         if self.task == "multilabel":
             smoothed = targets * (1 - smoothing) + smoothing / 2
             return F.binary_cross_entropy_with_logits(
-                outputs, smoothed, pos_weight=self.class_weights, reduction="none"  # type: ignore[arg-type]
+                outputs,
+                smoothed,
+                pos_weight=self.class_weights,
+                reduction="none",  # type: ignore[arg-type]
             ).mean(1)
         if config.loss == "huber":
             return F.huber_loss(outputs, targets, reduction="none", delta=config.huber_delta).mean(1)
@@ -165,9 +169,7 @@ class Net:
         return {"net": make_optimizer(modules["net"], training)}
 
     def batches(self, arrays: Arrays, training: Training, **where: Any) -> TableBatches:
-        return TableBatches(
-            arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where
-        )
+        return TableBatches(arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where)
 
     def train_step(
         self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession

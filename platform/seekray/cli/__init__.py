@@ -1,0 +1,61 @@
+"""The command `seekray`. Verbs are a few lines each; what they do is imported inside them, so that `--help` is fast."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from seekray.cli import jobs, models, project, runs, serve, training
+
+app = typer.Typer(
+    name="seekray",
+    help="Train, tune, track, register and serve the DeepSeek model families on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+for module in (project, training, jobs):
+    module.add(app)
+app.add_typer(project.config, name="config", help="Show an experiment whole, or its JSON Schema.")
+app.add_typer(models.app, name="models", help="The model registry: versions, aliases, promotion.")
+app.add_typer(runs.app, name="runs", help="Runs: list, show, compare.")
+app.add_typer(serve.app, name="serve", help="Endpoints on Ray Serve.")
+app.add_typer(jobs.app, name="jobs", help="Jobs on a Ray cluster.")
+
+
+def main() -> NoReturn:
+    """Entry point. Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted."""
+    from seekray.errors import SeekrayError
+
+    try:
+        app(standalone_mode=False, prog_name="seekray")
+        code = 0
+    except SeekrayError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except typer.Abort:
+        code = 130
+    except Exception as error:
+        code = _usage_or_bug(error)
+    sys.exit(code)
+
+
+def _usage_or_bug(error: Exception) -> int:
+    """Usage errors of the command line are the user's; anything else is ours and keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    return int(getattr(error, "exit_code", 2))

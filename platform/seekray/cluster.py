@@ -1,0 +1,86 @@
+"""Where Ray runs: an address that was given, the head that `serve up` left running, or one of our own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+from seekray.config import Resources
+from seekray.errors import ClusterError
+from seekray.settings import Settings
+
+
+@dataclass(frozen=True)
+class Address:
+    """A running Ray. token_file: where its token is, None for Ray's own place."""
+
+    gcs: str
+    token_file: str | None = None
+
+
+def find(settings: Settings, address: str | None = None) -> Address | None:
+    """The Ray to attach to, or None to start one."""
+    if given := address or settings.ray_address:
+        return Address(given)
+    try:
+        left = json.loads((settings.home / "serve.json").read_text())
+        # The head's processes carry its name; a state file that outlived them names no Ray.
+        os.stat(left["folder"])
+        return Address(left["gcs"], left["token_file"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+@contextlib.contextmanager
+def connect(settings: Settings, resources: Resources | None = None, address: str | None = None) -> Iterator[None]:
+    """Attach this process to Ray, or start one that ends with the block. Raises ClusterError."""
+    quiet()
+    from seekray.ray_environment import private_ray_environment, worker_processes
+
+    place = find(settings, address)
+    if place is None:
+        environment = private_ray_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    elif place.token_file:
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": place.token_file}
+    else:
+        environment = {}
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    with mock.patch.dict(os.environ, environment):
+        try:
+            if place is None:
+                ray.init(
+                    num_cpus=worker_processes(resources) if resources else None,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                )
+            else:
+                ray.init(address=place.gcs, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            where = place.gcs if place else "on this machine"
+            raise ClusterError(
+                f"no Ray at {where}: {str(error).splitlines()[0]}. Look at --address, RAY_ADDRESS and `seekray doctor`"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def quiet() -> None:
+    """What Ray says in this process goes to the run's log file, not to the terminal."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray  # noqa: F401  (installs its handlers on import)
+
+    logger = logging.getLogger("ray")
+    logger.handlers.clear()
+    logger.propagate = True

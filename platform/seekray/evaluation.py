@@ -1,0 +1,291 @@
+"""How good a predictor is on a table: metrics, bootstrap intervals, groups, confusion or residuals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from seekray.batch_predict import forward_rows, missing_column, salvage
+from seekray.errors import DataError
+from seekray.metrics import RowSums, calibration_bins, full_metrics
+
+if TYPE_CHECKING:
+    from seekray.predictor import Predictor
+
+# More rows than this are drawn in so many random groups of equal size: the same spread to first
+# order (the variance of a mean of group means), at a cost that does not grow with the rows.
+MOST_DRAWN = 2000
+MOST_GROUPS = 30
+SHOWN_REJECTIONS = 20
+SHOWN_RESIDUALS = 2000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A predictor on held-out rows.
+
+    metrics: name -> value, only those that the rows define; notes: why others are absent or partial.
+    intervals: name -> (low, high), 95 % percentile bootstrap.
+    rows, rejected: rows that count and rows that could not be used; rejections: the first of them,
+        `{row, reason}` with the row's number in the table.
+    groups: column -> [{value, rows, metrics}].
+    classes: [{class, rows, precision, recall, f1}], the first as `label` for multilabel; empty for regression.
+    confusion: C lists of C counts, a list an actual class, in the order of `classes`; None unless classification.
+    calibration: the reliability diagram's bins; residuals: {target: [...], prediction: [...]}, regression only.
+    outputs, targets, row_numbers: of the rows that count, for `compare` and plots; not in the JSON.
+    """
+
+    task: str
+    rows: int
+    rejected: int
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    notes: dict[str, str]
+    rejections: list[dict[str, Any]]
+    groups: dict[str, list[dict[str, Any]]]
+    classes: list[dict[str, Any]]
+    confusion: list[list[int]] | None
+    calibration: list[dict[str, float]]
+    residuals: dict[str, list[float]] | None
+    outputs: Tensor = field(repr=False)
+    targets: Tensor = field(repr=False)
+    row_numbers: Tensor = field(repr=False)
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the rows; a metric that is not defined is null with a note."""
+        absent = {name: None for name in self.notes if name not in self.metrics}
+        return {
+            "task": self.task,
+            "rows": self.rows,
+            "rejected": self.rejected,
+            "metrics": self.metrics | absent,
+            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
+            "notes": self.notes,
+            "rejections": self.rejections,
+            "groups": self.groups,
+            "classes": self.classes,
+            "confusion": self.confusion,
+            "calibration": self.calibration,
+            "residuals": self.residuals,
+        }
+
+
+def evaluate(
+    predictor: Predictor, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0
+) -> Evaluation:
+    """Metrics of a predictor on a table with the target column.
+
+    by: columns whose values get a line of metrics each. resamples: bootstrap draws, 0 for no intervals.
+    Rows with a missing or unknown target, or with features that cannot be read, are counted in
+    `rejected`. Raises DataError where a column is missing or no row can be used.
+    """
+    schema = predictor.schema
+    if not schema.targets:
+        raise DataError(f"model {predictor.name!r} has no target to evaluate against")
+    for name in [*(f.name for f in schema.features), *schema.targets, *by]:
+        if name not in table.column_names:
+            raise missing_column(name, table.column_names)
+    number, targets, reasons = _targets(predictor, table)
+    known = table if len(number) == len(table) else table.take(pa.array(number))
+    done = forward_rows(predictor, known)
+    reasons |= {int(number[row]): reason for row, reason in done.reasons.items()}
+    number, targets = number[done.index], targets[torch.from_numpy(done.index)]
+    if not len(number):
+        first = next(iter(reasons.values()), "the table has no rows")
+        raise DataError(f"no row can be evaluated: {first}")
+    outputs = done.outputs.double()
+    if schema.task == "regression":
+        outputs = outputs * schema.target_std + schema.target_mean
+        targets = targets.double().reshape(len(targets), -1) * schema.target_std + schema.target_mean
+    names = [str(c) for c in schema.classes] if schema.classes else None
+    found = full_metrics(outputs, targets, schema.task, names)
+    sums = RowSums(outputs, targets, schema.task)
+    kept = table.take(pa.array(number)) if by else table.slice(0, 0)
+    return Evaluation(
+        task=schema.task,
+        rows=len(number),
+        rejected=len(table) - len(number),
+        metrics=found.values,
+        intervals=_intervals(_resampled([sums], resamples, seed)[0] if resamples else {}, found.values),
+        notes=found.notes,
+        rejections=[{"row": row, "reason": reasons[row]} for row in sorted(reasons)[:SHOWN_REJECTIONS]],
+        groups={name: _groups(kept[name], outputs, targets, schema.task, names) for name in by},
+        classes=_classes(sums, names) if names else [],
+        confusion=_confusion(outputs, targets, len(names)) if schema.task == "classification" and names else None,
+        calibration=calibration_bins(outputs, targets, schema.task) if names else [],
+        residuals=None if names else _residuals(outputs, targets),
+        outputs=outputs,
+        targets=targets,
+        row_numbers=torch.from_numpy(number),
+    )
+
+
+def compare(a: Evaluation, b: Evaluation, *, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Paired bootstrap of two evaluations of one table: each draw takes the same rows for both.
+
+    For each metric that both have: `{a, b, difference, interval, better}` with difference = a - b, its
+    95 % percentile interval, and `better` "a" or "b" where the interval leaves out zero, else None. Over
+    the rows that count in both. Raises DataError where the two are not of one task or share no row.
+    """
+    if a.task != b.task:
+        raise DataError(f"cannot compare a {a.task} model with a {b.task} model")
+    left, right = np.intersect1d(a.row_numbers.numpy(), b.row_numbers.numpy(), return_indices=True)[1:]
+    if not len(left):
+        raise DataError("the two evaluations have no row in common; evaluate both on the same table")
+    pairs = [(a, torch.from_numpy(left)), (b, torch.from_numpy(right))]
+    sums = [RowSums(e.outputs[i], e.targets[i], e.task) for e, i in pairs]
+    values = [full_metrics(e.outputs[i], e.targets[i], e.task).values for e, i in pairs]
+    draws = _resampled(sums, resamples, seed)
+    out = {}
+    for name in [n for n in values[0] if n in values[1]]:
+        interval = _percentiles(draws[0][name] - draws[1][name])
+        better = None
+        if interval and (interval[0] > 0 or interval[1] < 0):
+            lower_is_better = name in ("log_loss", "calibration_error", "mae", "rmse")
+            better = "a" if (interval[0] > 0) != lower_is_better else "b"
+        out[name] = {
+            "a": values[0][name],
+            "b": values[1][name],
+            "difference": values[0][name] - values[1][name],
+            "interval": list(interval) if interval else None,
+            "better": better,
+        }
+    return out
+
+
+def _targets(predictor: Predictor, table: pa.Table) -> tuple[np.ndarray[Any, Any], Tensor, dict[int, str]]:
+    """Row numbers with a known target, their encoded targets, and the reason for each other row."""
+    schema = predictor.schema
+    present = np.ones(len(table), bool)
+    reasons: dict[int, str] = {}
+    for name in schema.targets:
+        column = table[name]
+        absent = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
+        reasons |= {int(row): f"target {name!r} is missing" for row in np.flatnonzero(absent & present)}
+        present &= ~absent
+    number = np.flatnonzero(present)
+    table = table.select(list(schema.targets))
+    table = table if len(number) == len(table) else table.take(pa.array(number))
+
+    def encode(part: pa.Table) -> Tensor:
+        return torch.as_tensor(schema.encode_targets(part))
+
+    if schema.task == "classification":
+        # Few values in many rows: an unknown one is found among the values, not among the rows.
+        codes = pc.dictionary_encode(table[schema.targets[0]].combine_chunks())
+        codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
+        pieces, wrong = salvage(encode, pa.table({schema.targets[0]: codes.dictionary}))
+        of_value = torch.full((len(codes.dictionary),), -1, dtype=torch.long)
+        for start, stop, encoded in pieces:
+            of_value[start:stop] = encoded.long()
+        index = torch.from_numpy(codes.indices.to_numpy(zero_copy_only=False).astype(np.int64))
+        targets = of_value[index]
+        bad = (targets < 0).nonzero().flatten()
+        reasons |= {int(number[i]): wrong[int(index[i])] for i in bad.tolist()}
+        good = (targets >= 0).numpy()
+        return number[good], targets[torch.from_numpy(good)], reasons
+    pieces, wrong = salvage(encode, table)
+    reasons |= {int(number[row]): reason for row, reason in wrong.items()}
+    good = np.ones(len(number), bool)
+    good[list(wrong)] = False
+    parts = [encoded for _, _, encoded in pieces]
+    targets = torch.cat(parts) if parts else torch.zeros(0, len(schema.targets))
+    return number[good], targets, reasons
+
+
+def _resampled(sums: Sequence[RowSums], resamples: int, seed: int) -> list[dict[str, Tensor]]:
+    """Metrics of bootstrap draws, (resamples,) each; all tables get the same draws."""
+    size = sums[0].size
+    drawn = min(size, MOST_DRAWN)
+    rng = np.random.default_rng(seed)
+    groups = torch.from_numpy(rng.permutation(size) % drawn if size > drawn else np.arange(size))
+    figures = [s.totals(groups, drawn) for s in sums]
+    parts: list[list[dict[str, Tensor]]] = [[] for _ in sums]
+    for start in range(0, resamples, 1000):
+        count = min(1000, resamples - start)
+        picks = rng.integers(0, drawn, (count, drawn)) + np.arange(count)[:, None] * drawn
+        weights = torch.from_numpy(np.bincount(picks.ravel(), minlength=count * drawn).reshape(count, drawn)).double()
+        for part, s, f in zip(parts, sums, figures, strict=True):
+            part.append(s.metrics(weights @ f))
+    return [{name: torch.cat([p[name] for p in part]) for name in part[0]} for part in parts]
+
+
+def _percentiles(values: Tensor) -> tuple[float, float] | None:
+    """2.5th and 97.5th percentile of the draws that define a value; None where fewer than half do."""
+    values = values[values.isfinite()] if bool(values.isfinite().sum() * 2 >= len(values)) else values[:0]
+    if len(values) < 2:
+        return None
+    low, high = np.quantile(values.numpy(), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _intervals(draws: Mapping[str, Tensor], values: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    pairs = {name: _percentiles(draws[name]) for name in values if name in draws}
+    return {name: pair for name, pair in pairs.items() if pair is not None}
+
+
+def _groups(
+    column: pa.ChunkedArray, outputs: Tensor, targets: Tensor, task: str, names: Sequence[str] | None
+) -> list[dict[str, Any]]:
+    """A line of metrics for each value, the most frequent first; many numbers are cut into five ranges."""
+    labels = _labels(column)
+    values, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    lines = []
+    for value in np.argsort(-counts, kind="stable")[:MOST_GROUPS]:
+        member = torch.from_numpy(np.flatnonzero(index == value))
+        found = full_metrics(outputs[member], targets[member], task, names).values
+        lines.append({"value": str(values[value]), "rows": int(counts[value]), "metrics": found})
+    if len(values) > MOST_GROUPS:
+        rest = sum(int(c) for c in np.sort(counts)[:-MOST_GROUPS])
+        lines.append({"value": f"({len(values) - MOST_GROUPS} other values)", "rows": rest, "metrics": {}})
+    return lines
+
+
+def _labels(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    missing = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
+    numeric = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+    if numeric and pc.count_distinct(column).as_py() > MOST_GROUPS:
+        numbers = pc.cast(column, pa.float64()).to_numpy()
+        edges = np.unique(np.quantile(numbers[~missing & np.isfinite(numbers)], [0.2, 0.4, 0.6, 0.8]))
+        bins = np.searchsorted(edges, np.nan_to_num(numbers), side="right")
+        bounds = ["-∞", *(f"{e:.4g}" for e in edges), "∞"]
+        labels = np.array([f"[{bounds[b]}, {bounds[b + 1]})" for b in bins], dtype=object)
+    else:
+        labels = np.array([str(v) for v in column.to_pylist()], dtype=object)
+    labels[missing] = "(missing)"
+    return labels.astype(str)
+
+
+def _classes(sums: RowSums, names: Sequence[str]) -> list[dict[str, Any]]:
+    tp, predicted, actual = sums.by_class()
+    kind = "label" if sums.task == "multilabel" else "class"
+    return [
+        {
+            kind: name,
+            "rows": int(actual[i]),
+            "precision": float(tp[i] / predicted[i]) if predicted[i] else None,
+            "recall": float(tp[i] / actual[i]) if actual[i] else None,
+            "f1": float(2 * tp[i] / (predicted[i] + actual[i])) if predicted[i] + actual[i] else None,
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def _confusion(outputs: Tensor, targets: Tensor, classes: int) -> list[list[int]]:
+    pairs = targets.long() * classes + outputs.argmax(1)
+    return [[int(n) for n in row] for row in torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)]
+
+
+def _residuals(outputs: Tensor, targets: Tensor) -> dict[str, list[float]]:
+    """At most SHOWN_RESIDUALS rows, evenly spaced; JSON has no NaN."""
+    step = math.ceil(len(outputs) / SHOWN_RESIDUALS)
+    shown = outputs[::step, 0].isfinite()
+    return {"target": targets[::step, 0][shown].tolist(), "prediction": outputs[::step, 0][shown].tolist()}

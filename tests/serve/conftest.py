@@ -1,0 +1,181 @@
+"""A predictor without a bundle, and a client without a socket, for everything that needs no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from seekray.errors import DataError
+
+
+@dataclass
+class Feature:
+    name: str
+    kind: str
+    size: int | None = None
+    example: Any = 1.0
+
+
+@dataclass
+class Schema:
+    features: list[Feature]
+    classes: list[Any] | None
+
+
+@dataclass
+class Prediction:
+    predictions: list[Any]
+    probabilities: dict[str, list[float]] | None
+
+
+class FakePredictor:
+    """Two numbers and a category, three classes; notes the size of each forward pass."""
+
+    def __init__(self, task: str = "classification", classes: list[Any] | None = None) -> None:
+        self.name, self.version, self.task = "wine", "3", task
+        self.classes = classes or ["a", "b", "c"]
+        features = [Feature("alcohol", "numeric"), Feature("ash", "numeric", example=2.5)]
+        features.append(Feature("colour", "categorical", example="red"))
+        self.schema = Schema(features, None if task == "regression" else self.classes)
+        self.sample = [{"alcohol": 13.0, "ash": 2.5, "colour": "red"}]
+        self.sample_answers: dict[str, list[Any]] = {}
+        self.batches: list[int] = []
+        self.tables: list[Mapping[str, Any]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started = threading.Event()
+        self._weight = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+
+    def prepare(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        self.tables.append(columns)
+        parts = []
+        for name in ("alcohol", "ash"):
+            values = []
+            for number, value in enumerate(list(columns[name])):
+                if isinstance(value, str | bool):
+                    raise DataError(f"column {name!r} row {number}: {value!r} is not a number", field=name)
+                values.append(0.0 if value is None or value != value else float(value))
+            parts.append(torch.tensor(values))
+        # The name of a category depends on the column's type, as it does with Arrow.
+        column = list(columns["colour"])
+        if any(isinstance(v, float) for v in column):
+            column = [None if v is None else float(v) for v in column]
+        parts.append(torch.tensor([float(sum(str(v).encode()) % 17) for v in column]))
+        return {"x": torch.stack(parts, 1)}
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.started.set()
+        assert self.gate.wait(10)
+        x = inputs["x"]
+        if (x[:, 0] == 666).any():
+            raise RuntimeError("the model broke on a row")
+        self.batches.append(len(x))
+        return x @ self._weight
+
+    def decode(self, outputs: torch.Tensor) -> Prediction:
+        if self.task == "regression":
+            return Prediction(outputs[:, 0].tolist(), None)
+        if self.task == "multilabel":
+            p = outputs.double().sigmoid()
+            labels = [[c for c, v in zip(self.classes, row, strict=True) if v >= 0.5] for row in p.tolist()]
+        else:
+            p = outputs.double().softmax(1)
+            labels = [self.classes[i] for i in p.argmax(1).tolist()]
+        return Prediction(labels, dict(zip(map(str, self.classes), p.T.tolist(), strict=True)))
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error's object, checked to have the house's form."""
+        error = self.json()["error"]
+        assert error.keys() == {"code", "message", "field"}
+        return dict(error)
+
+
+@dataclass
+class Client:
+    """Calls an ASGI application inside the running event loop."""
+
+    app: Any
+    root: str = ""
+    open: list[asyncio.Event] = field(default_factory=list)
+
+    async def __call__(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, chunk: int = 0
+    ) -> Answer:
+        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        given = {"content-type": "application/json", **(headers or {})}
+        parts = [raw[i : i + chunk] for i in range(0, len(raw), chunk)] if chunk else [raw]
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            part = parts.pop(0) if parts else b""
+            return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": self.root + path,
+            "root_path": self.root,
+            "headers": [(k.encode(), v.encode()) for k, v in given.items()],
+        }
+        await self.app(scope, receive, send)
+        start = next(m for m in sent if m["type"] == "http.response.start")
+        content = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
+        return Answer(start["status"], {k.decode(): v.decode() for k, v in start["headers"]}, content)
+
+
+Scenario = Callable[[Client], Awaitable[Any]]
+
+
+@pytest.fixture
+def predictor() -> FakePredictor:
+    return FakePredictor()
+
+
+@pytest.fixture
+def fake() -> type[FakePredictor]:
+    return FakePredictor
+
+
+@pytest.fixture
+def serve_app() -> Callable[..., Any]:
+    """Runs a scenario against the application of a predictor; gives what the scenario returns."""
+    from seekray_serve.options import Limits
+    from seekray_serve.prediction import PredictionApp
+
+    def run(predictor: Any, scenario: Scenario, *, root: str = "/wine", **limits: int) -> Any:
+        async def main() -> Any:
+            app = PredictionApp(predictor, Limits(**limits))
+            await app.startup()
+            predictor.batches.clear()
+            predictor.tables.clear()
+            predictor.started.clear()
+            try:
+                return await asyncio.wait_for(scenario(Client(app, root)), 20)
+            finally:
+                predictor.gate.set()
+                await app.shutdown()
+
+        return asyncio.run(main())
+
+    return run
