@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from seekray.batch_predict import forward_rows, missing_column, salvage
+from seekray.batch_parts import forward_rows, nearest, salvage
 from seekray.errors import DataError
 from seekray.metrics import RowSums, calibration_bins, full_metrics
 
@@ -92,8 +92,8 @@ def evaluate(
         raise DataError(f"model {predictor.name!r} has no target to evaluate against")
     for name in [*(f.name for f in schema.features), *schema.targets, *by]:
         if name not in table.column_names:
-            raise missing_column(name, table.column_names)
-    number, targets, reasons = _targets(predictor, table)
+            raise DataError(f"column {name!r} is missing{nearest(name, table.column_names)}", field=name)
+    number, targets, reasons = known_targets(predictor, table)
     known = table if len(number) == len(table) else table.take(pa.array(number))
     done = forward_rows(predictor, known)
     reasons |= {int(number[row]): reason for row, reason in done.reasons.items()}
@@ -161,8 +161,8 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int = 1000, seed: int = 
     return out
 
 
-def _targets(predictor: Predictor, table: pa.Table) -> tuple[np.ndarray[Any, Any], Tensor, dict[int, str]]:
-    """Row numbers with a known target, their encoded targets, and the reason for each other row."""
+def known_targets(predictor: Predictor, table: pa.Table) -> tuple[np.ndarray[Any, Any], Tensor, dict[int, str]]:
+    """Row numbers with a known target (N,), their encoded targets (see FeatureSchema), and the reason for each other row."""
     schema = predictor.schema
     present = np.ones(len(table), bool)
     reasons: dict[int, str] = {}
@@ -178,27 +178,18 @@ def _targets(predictor: Predictor, table: pa.Table) -> tuple[np.ndarray[Any, Any
     def encode(part: pa.Table) -> Tensor:
         return torch.as_tensor(schema.encode_targets(part))
 
-    if schema.task == "classification":
-        # Few values in many rows: an unknown one is found among the values, not among the rows.
-        codes = pc.dictionary_encode(table[schema.targets[0]].combine_chunks())
-        codes = codes.combine_chunks() if isinstance(codes, pa.ChunkedArray) else codes
-        pieces, wrong = salvage(encode, pa.table({schema.targets[0]: codes.dictionary}))
-        of_value = torch.full((len(codes.dictionary),), -1, dtype=torch.long)
-        for start, stop, encoded in pieces:
-            of_value[start:stop] = encoded.long()
-        index = torch.from_numpy(codes.indices.to_numpy(zero_copy_only=False).astype(np.int64))
-        targets = of_value[index]
-        bad = (targets < 0).nonzero().flatten()
-        reasons |= {int(number[i]): wrong[int(index[i])] for i in bad.tolist()}
-        good = (targets >= 0).numpy()
-        return number[good], targets[torch.from_numpy(good)], reasons
-    pieces, wrong = salvage(encode, table)
-    reasons |= {int(number[row]): reason for row, reason in wrong.items()}
+    pieces, wrong = salvage(encode, table)  # a text where a number should be raises
+    encoded = torch.cat([piece for _, _, piece in pieces]) if pieces else torch.zeros(0, len(schema.targets))
     good = np.ones(len(number), bool)
     good[list(wrong)] = False
-    parts = [encoded for _, _, encoded in pieces]
-    targets = torch.cat(parts) if parts else torch.zeros(0, len(schema.targets))
-    return number[good], targets, reasons
+    unknown = encoded < 0 if schema.task == "classification" else encoded.isnan().any(1)
+    for row in np.flatnonzero(good)[unknown.numpy()].tolist():
+        value = table.column(0)[row].as_py()
+        kind = "a class of the model" if schema.task == "classification" else "a number"
+        wrong[row] = f"target {schema.targets[0]!r}: {value!r} is not {kind}"
+    reasons |= {int(number[row]): reason for row, reason in wrong.items()}
+    good[list(wrong)] = False
+    return number[good], encoded[~unknown], reasons
 
 
 def _resampled(sums: Sequence[RowSums], resamples: int, seed: int) -> list[dict[str, Tensor]]:

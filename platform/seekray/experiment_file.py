@@ -59,6 +59,17 @@ def validate(raw: Mapping[str, Any], origin: Mapping[Path_, str] | None = None, 
         raise ConfigError("\n".join(dict.fromkeys(messages)), field=_dotted(_loc(error.errors()[0]["loc"], raw))) from error
 
 
+def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """An experiment with some values replaced. Raises ConfigError."""
+    raw = experiment.as_json()
+    origin: dict[Path_, str] = {}
+    for override in overrides:
+        path, value = parse_override(override)
+        _put(raw, path, value, override)
+        origin[path] = f"--set {override}"
+    return validate(raw, origin, f"the run's experiment {experiment.name}")
+
+
 def parse_override(text: str) -> tuple[Path_, Any]:
     """`model.hidden_size=128` → (("model", "hidden_size"), 128). Raises ConfigError."""
     key, equals, value = text.partition("=")

@@ -126,7 +126,7 @@ class RowSums:
 
     def by_class(self) -> tuple[Tensor, Tensor, Tensor]:
         """True positives, predicted and actual rows of each class or label, (C,)."""
-        tp, predicted, actual = self.totals()[0, 2 : 2 + 3 * self.width].split(self.width)
+        tp, predicted, actual = self.totals()[0, 2 : 2 + 3 * self.width].reshape(3, -1)
         return tp, predicted, actual
 
     def totals(self, groups: Tensor | None = None, count: int = 1) -> Tensor:
@@ -175,7 +175,7 @@ class RowSums:
             r2 = torch.where(defined, 1 - squared / variation, torch.nan)
             return {"r2": r2, "mae": absolute / n, "rmse": (squared / n).sqrt()}
         c = self.width
-        tp, predicted, actual, above, below = totals[:, 2 : 2 + 5 * c].split(c, 1)
+        tp, predicted, actual, above, below = totals[:, 2 : 2 + 5 * c].reshape(len(n), 5, c).unbind(1)
         gaps, exact = totals[:, 2 + 5 * c : 2 + 5 * c + BINS], totals[:, 2 + 5 * c + BINS :]
         occurs = (predicted + actual) > 0
         negatives = n[:, None] - actual

@@ -37,6 +37,9 @@ class TrainSession(Session):
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
 
+    def use_threads(self, parameters: int) -> None:
+        """As many as the worker has CPUs; set before the session."""
+
 
 class _Post:
     """Sends what rank 0 says to the driver."""

@@ -20,6 +20,9 @@ from seekray.errors import DivergedError
 from seekray.storage import Storage
 
 
+SMALL_STEP = 10**8  # parameters times rows
+
+
 @dataclass(frozen=True)
 class Point:
     """One value of one metric at one step; `time_ms` since the epoch."""
@@ -75,6 +78,11 @@ class Session:
             precision = "bf16" if bf16 else "fp32"
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self._autocast = precision == "bf16"
+
+    def use_threads(self, parameters: int) -> None:
+        """Choose torch's threads: with little work a step, a second thread costs more than it brings."""
+        if self.device.type == "cpu" and parameters * self.training.batch_size < SMALL_STEP:
+            torch.set_num_threads(1)
 
     # ---- steps
 

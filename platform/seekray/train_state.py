@@ -37,6 +37,7 @@ class TrainState:
             module.to(session.device, session.dtype)
             if training.compile:
                 module.compile()
+        session.use_threads(sum(p.numel() for m in self.modules.values() for p in m.parameters()))
         torch.manual_seed(training.seed * 1_000_003 + session.rank)  # ranks drop out different neurons
         self.optimizers = self.family.optimizers(self.modules, training)
         on_gpu = session.device.type == "cuda"

@@ -210,11 +210,18 @@ def _fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, 
     return before
 
 
+class _FixedThreads(LocalSession):
+    """The user has said how many."""
+
+    def use_threads(self, parameters: int) -> None:
+        """Set already."""
+
+
 def _fit_here(experiment: Experiment, run: Storage, prepared: Prepared, ears: Ears, before: Checkpoint | None) -> None:
     import torch
 
     if cpus := experiment.resources.cpus_per_worker:
         torch.set_num_threads(max(1, int(cpus)))
     device = "cuda" if torch.cuda.is_available() and experiment.resources.gpus_per_worker != 0 else "cpu"
-    session = LocalSession(experiment.training, run, listener=ears, resume_from=before, device=device)
+    session = (LocalSession if not cpus else _FixedThreads)(experiment.training, run, listener=ears, resume_from=before, device=device)
     loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)

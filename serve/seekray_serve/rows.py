@@ -87,6 +87,8 @@ class RowReader:
         self.names = tuple(feature.name for feature in features)
         self.max_rows = max_rows
         self._name_set = frozenset(self.names)
+        # A row may bring its key along, as it does in a file; the answer is in the rows' order.
+        self._keys = frozenset(getattr(predictor.schema, "key", ()))
         self._values = _getter(self.names)
         self._numbers = _getter([feature.name for feature in features if feature.kind == "numeric"])
         self._others = _getter([feature.name for feature in features if feature.kind != "numeric"])
@@ -120,7 +122,7 @@ class RowReader:
             if not isinstance(row, dict):
                 raise DataError(f"row {number} is not an object of columns", field="rows")
             if row.keys() != self._name_set:
-                self._explain(row, f"row {number}")
+                self._check_names(row, f"row {number}")
         if len(rows) <= MERGED_ROWS:
             key = self._key(rows)
             if key is not None:
@@ -160,18 +162,20 @@ class RowReader:
             raise DataError("the columns are empty", field="columns")
         self.check_count(count, "columns")
         if columns.keys() != self._name_set:
-            self._explain(columns, "the table")
+            self._check_names(columns, "the table")
+            columns = {name: columns[name] for name in self.names}
         return Job(count, columns=columns)
 
-    def _explain(self, given: Mapping[str, Any], what: str) -> None:
-        """Raises DataError naming the first column that is too many or not there."""
+    def _check_names(self, given: Mapping[str, Any], what: str) -> None:
+        """Raises DataError naming the first column that is too many or not there; keys may be there."""
         for name in given:
-            if name not in self._name_set:
+            if name not in self._name_set and name not in self._keys:
                 near = difflib.get_close_matches(name, self.names, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise DataError(f"{what} has a column {name!r} that the model does not know{hint}", field=name)
-        missing = next(name for name in self.names if name not in given)
-        raise DataError(f"{what} has no column {missing!r}; null means a missing value", field=missing)
+        for name in self.names:
+            if name not in given:
+                raise DataError(f"{what} has no column {name!r}; null means a missing value", field=name)
 
 
 def _getter(names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:

@@ -27,6 +27,7 @@ class Feature:
 class Schema:
     features: list[Feature]
     classes: list[Any] | None
+    key: tuple[str, ...] = ("id",)
 
 
 @dataclass
@@ -65,9 +66,11 @@ class FakePredictor:
             parts.append(torch.tensor(values))
         # The name of a category depends on the column's type, as it does with Arrow.
         column = list(columns["colour"])
+        if "poison" in column:
+            raise DataError(f"column 'colour' row {column.index('poison')} is poison", field="colour")
         if any(isinstance(v, float) for v in column):
             column = [None if v is None else float(v) for v in column]
-        parts.append(torch.tensor([float(sum(str(v).encode()) % 17) for v in column]))
+        parts.append(torch.tensor([sum(str(v).encode()) % 17 / 17 for v in column]))
         return {"x": torch.stack(parts, 1)}
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -77,7 +80,7 @@ class FakePredictor:
         if (x[:, 0] == 666).any():
             raise RuntimeError("the model broke on a row")
         self.batches.append(len(x))
-        return x @ self._weight
+        return x / 10 @ self._weight  # small, so that no class is certain and differences show
 
     def decode(self, outputs: torch.Tensor) -> Prediction:
         if self.task == "regression":

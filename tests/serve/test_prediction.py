@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -32,6 +33,22 @@ def test_rows_and_columns_give_the_same_answer(predictor, serve_app):
     for prediction, probabilities in zip(body["predictions"], body["probabilities"], strict=True):
         assert prediction == max(probabilities, key=probabilities.__getitem__)
         assert sum(probabilities.values()) == pytest.approx(1)
+
+
+def test_a_key_may_come_along_and_is_never_a_feature(predictor, serve_app):
+    async def scenario(call):
+        return [
+            (await call("POST", "/v1/predict", body)).json()
+            for body in (
+                {"rows": [ROW]},
+                {"rows": [{"id": 7, **ROW}]},
+                {"columns": {"id": [7], **{k: [v] for k, v in ROW.items()}}},
+            )
+        ]
+
+    plain, by_rows, by_columns = serve_app(predictor, scenario)
+    assert plain == by_rows == by_columns
+    assert all("id" not in table for table in predictor.tables)
 
 
 def test_regression_has_no_probabilities(fake, serve_app):
@@ -96,6 +113,21 @@ def test_a_body_over_the_limit_is_not_read_to_its_end(predictor, serve_app):
         return announced, in_parts
 
     assert [answer.status for answer in serve_app(predictor, scenario, max_body_bytes=1000)] == [413, 413]
+
+
+def test_a_packed_body_is_unpacked_no_further_than_the_limit(predictor, serve_app):
+    bomb = gzip.compress(bytes(50_000_000))
+
+    async def scenario(call):
+        tracemalloc.start()
+        answer = await call("POST", "/v1/predict", bomb, {"content-encoding": "gzip"})
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return answer, peak
+
+    answer, peak = serve_app(predictor, scenario, max_body_bytes=100_000)
+    assert answer.status == 413
+    assert peak < 5_000_000
 
 
 def test_parts_and_gzip_are_put_together(predictor, serve_app):
@@ -166,26 +198,30 @@ def test_types_of_one_request_do_not_rename_the_categories_of_another(predictor,
 
     async def scenario(call):
         alone = (await call("POST", "/v1/predict", {"rows": [whole]})).json()
-        both = await asyncio.gather(*(call("POST", "/v1/predict", {"rows": [row]}) for row in (whole, broken)))
-        return alone, both[0].json()
+        requests = [[whole], [broken], [whole, broken], [whole]]
+        answers = await asyncio.gather(*(call("POST", "/v1/predict", {"rows": rows}) for rows in requests))
+        return alone, answers[0].json(), answers[3].json()
 
-    alone, together = serve_app(predictor, scenario)
-    assert alone["probabilities"][0] == pytest.approx(together["probabilities"][0], abs=1e-6)
+    alone, *together = serve_app(predictor, scenario)
+    for answer in together:
+        assert answer["probabilities"][0] == pytest.approx(alone["probabilities"][0], abs=1e-6)
 
 
 def test_a_bad_neighbour_harms_nobody(predictor, serve_app):
     good = [{"rows": [row]} for row in rows(8)]
     bad = {"columns": {"alcohol": ["x"], "ash": [1], "colour": ["red"]}}
     broken = {"rows": [{**ROW, "alcohol": 666}]}
+    poison = {"rows": [ROW, {**ROW, "colour": "poison"}]}  # merged with the good ones before it is found out
 
     async def scenario(call):
         alone = [(await call("POST", "/v1/predict", body)).json() for body in good]
-        bodies = [*good[:4], bad, broken, *good[4:]]
+        bodies = [*good[:4], bad, broken, *good[4:], poison]
         return alone, await asyncio.gather(*(call("POST", "/v1/predict", body) for body in bodies))
 
     alone, answers = serve_app(predictor, scenario)
-    assert [answer.status for answer in answers] == [200] * 4 + [400, 500] + [200] * 4
+    assert [answer.status for answer in answers] == [200] * 4 + [400, 500] + [200] * 4 + [400]
     assert answers[4].error["field"] == "alcohol"
+    assert "row 1" in answers[-1].error["message"]  # counted in its own request
     found = [answer.json()["predictions"] for answer in answers if answer.status == 200]
     assert found == [answer["predictions"] for answer in alone]
 

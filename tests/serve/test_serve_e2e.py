@@ -144,10 +144,8 @@ def test_every_http_port_is_on_loopback(served):
     # What is left is gRPC between replicas, bound by Ray Serve to `[::]:0`, behind the token.
     for port, pid in wide:
         assert "ServeReplica" in Path(f"/proc/{pid}/cmdline").read_text()
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
         with pytest.raises((http.client.HTTPException, OSError)):
-            connection.request("GET", "/")
-            connection.getresponse()
+            call(f"http://127.0.0.1:{port}/")
 
 
 def _listening(pids: list[int]) -> list[tuple[str, int, int]]:

@@ -1,92 +1,118 @@
-"""What kind of feature a column is, and how sure that is."""
+"""What kind of feature a column is, and why."""
 
 from __future__ import annotations
 
-import datetime as dt
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seekray.data.columns import number
-from seekray.data.options import Data, Kind
+from seekray.data.options import Data
+from seekray.data.parse import CLOCK_TIME, ISO_TIME, as_array, is_bytes, is_list, is_number, is_text, number_mask
+from seekray.errors import DataError
 
-LOOK_AT = 20_000
+ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|index|nr|no)$|[a-z](Id|ID|Uuid|UUID)$|^unnamed: 0$|^$", re.IGNORECASE)
+ID_CAMEL = re.compile(r"[a-z0-9](Id|ID|Uuid|UUID|Guid)$")
+# Fewer parsing values make a text column, more a numeric one with bad rows.
 MOSTLY = 0.95
+FEW = 20
 
 
 @dataclass(frozen=True)
-class Inferred:
-    """A column's kind, the reason, and whether a person should look."""
+class Guess:
+    """An inferred kind; `unsure` is worth a word to the user, `identifier` columns tell rows apart and teach nothing."""
 
     name: str
-    kind: Kind
+    kind: str
     reason: str
     unsure: bool = False
-    looks_like_key: bool = False
+    identifier: bool = False
 
 
-def infer_kinds(table: pa.Table, data: Data) -> list[Inferred]:
-    """Kinds of the feature columns; those that the experiment names are taken as they are."""
-    given = data.features
-    skip = {*data.targets, *data.key, *data.exclude} | ({data.split.by} if data.split.by and data.split.kind != "time" else set())
-    names = list(given) if given is not None else [n for n in table.column_names if n not in skip]
-    found = []
-    for name in names:
-        kind = given[name].kind if given else None
-        found.append(Inferred(name, kind, "given") if kind else infer(name, table.column(name)))
-    return found
+def guess_kinds(table: pa.Table, data: Data) -> list[Guess]:
+    """The kind of each feature column of a table (a sample will do), given kinds first.
+
+    Raises DataError for a type that no kind reads.
+    """
+    given = data.features or {}
+    out = []
+    for name in table.column_names:
+        if data.features is None and (name in data.targets or name in data.key or name in data.exclude):
+            continue
+        if data.features is None and name == data.split.by:
+            continue
+        if data.features is not None and name not in data.features:
+            continue
+        if name in given and (kind := given[name].kind):
+            out.append(Guess(name, kind, "given in data.features"))
+        else:
+            out.append(_guess(name, as_array(table.column(name))))
+    return out
 
 
-def infer(name: str, values: pa.ChunkedArray) -> Inferred:
-    """One column, by its type and values."""
-    values = values.slice(0, LOOK_AT).drop_null()
-    kind, rows = values.type, len(values)
-    distinct = pc.count_distinct(values).as_py() if not pa.types.is_nested(kind) and rows else 0
-    named_key = bool(re.search(r"(^|_)(id|uuid|guid|key|index)$", name.lower()))
-    if rows == 0:
-        return Inferred(name, "numeric", "no values", unsure=True)
+def infer_kinds(table: pa.Table, data: Data) -> dict[str, str]:
+    """Feature name → kind, in the table's order. Raises DataError."""
+    return {guess.name: guess.kind for guess in guess_kinds(table, data)}
+
+
+def _guess(name: str, array: Any) -> Guess:
+    kind = array.type
+    if pa.types.is_null(kind) or array.null_count == len(array):
+        return Guess(name, "numeric", "no row has a value", unsure=True)
     if pa.types.is_boolean(kind):
-        return Inferred(name, "boolean", "true and false")
-    if pa.types.is_temporal(kind):
-        return Inferred(name, "timestamp", "dates or times")
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return Inferred(name, "numeric", "numbers")
-    if pa.types.is_integer(kind):
-        if distinct == rows and rows > 20 and named_key:
-            return Inferred(name, "numeric", "a different integer in each row, named like a key", True, True)
-        few = distinct <= 10 and rows >= 50
-        reason = f"integers with only {distinct} values; categorical if they are codes" if few else "integers"
-        return Inferred(name, "numeric", reason, unsure=few and distinct > 2)
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        return Inferred(name, "vector", "lists of numbers")
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return Inferred(name, "image", "binary values")
-    return _infer_text(name, [str(v) for v in values.to_pylist()], distinct, named_key)
+        return Guess(name, "boolean", "true and false")
+    if is_number(kind) or pa.types.is_duration(kind):
+        return _guess_number(name, array)
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
+        return Guess(name, "timestamp", f"{kind} values")
+    if is_text(kind):
+        return _guess_text(name, array.drop_null())
+    if is_bytes(kind):
+        return Guess(name, "image", "binary values")
+    if is_list(kind) and is_number(kind.value_type):
+        return Guess(name, "vector", "lists of numbers")
+    raise DataError(f"column {name!r} holds {kind} values, which no feature kind reads; put it into data.exclude", field=name)
 
 
-def _infer_text(name: str, values: list[str], distinct: int, named_key: bool) -> Inferred:
-    rows = len(values)
-    numbers = sum(number(v) is not None for v in values)
-    if numbers >= MOSTLY * rows:
-        bad = next(v for v in values if number(v) is None) if numbers < rows else None
-        return Inferred(name, "numeric", f"numbers, but also texts such as {bad!r}" if bad else "numbers", unsure=bad is not None)
-    if sum(map(_is_time, values[:1000])) >= MOSTLY * min(rows, 1000):
-        return Inferred(name, "timestamp", "dates or times as text")
-    words = sum(len(v.split()) for v in values) / rows
-    if distinct == rows and rows > 20 and (named_key or words < 2):
-        return Inferred(name, "categorical", "a different text in each row: a key?", True, True)
-    if words >= 4 and distinct > 0.5 * rows:
-        return Inferred(name, "text", f"texts of {words:.0f} words")
-    return Inferred(name, "categorical", f"{distinct} different texts", unsure=distinct > 0.5 * rows and rows > 20)
+def _guess_number(name: str, array: Any) -> Guess:
+    if not pa.types.is_integer(array.type):
+        return Guess(name, "numeric", "numbers")
+    distinct = pc.count_distinct(array).as_py()
+    if distinct == len(array) > 2 and _is_id(name):
+        return Guess(name, "numeric", "whole numbers, all different, named like an identifier", True, True)
+    if 2 < distinct <= FEW and distinct * 10 <= len(array):
+        return Guess(name, "numeric", f"whole numbers, only {distinct} different: perhaps categories", unsure=True)
+    return Guess(name, "numeric", "whole numbers")
 
 
-def _is_time(value: str) -> bool:
-    if len(value) < 8 or not value[:4].isdigit():
-        return False
-    try:
-        dt.datetime.fromisoformat(value.strip())
-    except ValueError:
-        return False
-    return True
+def _is_id(name: str) -> bool:
+    return bool(ID_NAME.search(name) or ID_CAMEL.search(name))
+
+
+def _guess_text(name: str, array: Any) -> Guess:
+    rows = len(array)
+    distinct = pc.count_distinct(array).as_py()
+    numeric = number_mask(array)
+    share = (pc.sum(numeric).as_py() or 0) / max(1, rows - numeric.null_count)
+    if share == 1 and distinct <= max(FEW, rows // 20):
+        return Guess(name, "categorical", f"numbers written as text, {distinct} different", unsure=True)
+    if share >= MOSTLY:
+        bad = round((1 - share) * rows)
+        reason = f"numbers, but for {bad} of {rows} values" if bad else "numbers written as text"
+        return Guess(name, "numeric", reason, unsure=True)
+    trimmed = pc.utf8_trim_whitespace(array)
+    for pattern in (ISO_TIME, CLOCK_TIME):
+        share = (pc.sum(pc.match_substring_regex(trimmed, pattern)).as_py() or 0) / rows
+        if share >= MOSTLY:
+            return Guess(name, "timestamp", "dates or times (ISO 8601)", unsure=share < 1)
+    if distinct == rows > 2 and _is_id(name):
+        return Guess(name, "categorical", "all different, named like an identifier", True, True)
+    length = pc.mean(pc.utf8_length(array)).as_py()
+    words = pc.mean(pc.count_substring(trimmed, " ")).as_py() + 1
+    if distinct > rows / 2 and rows > 2 and (words >= 3 or length >= 30):
+        return Guess(name, "text", f"mostly different, {words:.0f} words each")
+    if distinct > max(FEW, rows / 2):
+        return Guess(name, "categorical", f"{distinct} different in {rows} rows: hardly any repeats", unsure=True)
+    return Guess(name, "categorical", f"{distinct} different")

@@ -1,279 +1,246 @@
-"""A data source → splits, fitted features and arrays, with a fingerprint and a list of what was rejected."""
+"""From a source to arrays: read, judge, split, fit on the training rows, transform all."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from seekray.data import columns as cols
-from seekray.data.features import FeatureSchema, fit
-from seekray.data.kinds import MOSTLY, Inferred, infer_kinds
+from seekray.data import split as splits
+from seekray.data.columns import as_columns, missing_column
+from seekray.data.features import FeatureSchema
+from seekray.data.fingerprint import array_hash, content_hash, schema_hash
+from seekray.data.fitting import fit_columns, typed
+from seekray.data.kinds import Guess, guess_kinds
 from seekray.data.options import Data, FeatureOptions
+from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, numbers, shown
+from seekray.data.source import Source
 from seekray.data.sources import open_source
-from seekray.data.split import split
-from seekray.data.values import json_value
+from seekray.data.targets import encode_targets, read_targets
 from seekray.errors import DataError
 
-CHUNK = 65_536
+# Rows transformed at a time: the float64 in between stays small.
+CHUNK = 32_768
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """One split. inputs: feature name -> (N, …); targets: (N, …) or None; rows: (N,) int64 source row numbers."""
+    """Rows ready for a model.
 
-    inputs: dict[str, np.ndarray[Any, Any]]
-    targets: np.ndarray[Any, Any] | None
-    rows: np.ndarray[Any, Any]
+    inputs: `dense` float32 (N, D) and `categorical` int64 (N, K). targets: see
+    `FeatureSchema.encode_targets`; None without targets. rows: int64 (N,) row numbers in the source,
+    from 0, the header not counted.
+    """
+
+    inputs: dict[str, Array]
+    targets: Array | None
+    rows: Array
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data ready for a run.
+    """The data of an experiment.
 
-    held_out: raw rows that the result is judged by, from the split `held_out_name`.
-    fingerprint: schema, rows, hash of the content and of the split.
-    rejected: {row, column, value, reason} of each row left out. warnings: what a user should know.
+    held_out: rows as they were read, with targets and keys: of the test, or of validation, or of
+    training, whichever is the first to have rows (`held_out_name`). fingerprint: `schema`, `content`
+    and `split` hashes, and `rows`. rejected: {row, column, value, reason} of rows left out. rows: rows used.
     """
 
     schema: FeatureSchema
     train: Arrays
     validation: Arrays
     held_out: pa.Table
-    held_out_rows: np.ndarray[Any, Any]
+    held_out_rows: Array
     held_out_name: str
     fingerprint: dict[str, Any]
+    rejected: list[dict[str, Any]]
+    warnings: list[str]
     rows: int
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
-def columns_read(data: Data, there: Sequence[str]) -> list[str]:
-    """The columns an experiment uses. Raises DataError for one that is not there."""
-    for name in [*data.targets, *(data.features or ()), *data.key, *([data.split.by] if data.split.by else [])]:
-        if name not in there:
-            what = "data.target" if name in data.targets else "data"
-            raise DataError(f"{what}: column {name!r} is not in {data.source}{cols.nearest(name, there)}", field=name)
-    if data.features is not None:
-        wanted = {*data.features, *data.targets, *data.key, *([data.split.by] if data.split.by else [])}
-        return [n for n in there if n in wanted]
-    return [n for n in there if n not in data.exclude]
+def used_columns(data: Data, names: list[str]) -> list[str]:
+    """The columns that an experiment reads, in the source's order. Raises DataError for one that is not there."""
+    asked = {
+        "data.target": data.targets,
+        "data.features": tuple(data.features or ()),
+        "data.key": data.key,
+        "data.exclude": data.exclude,
+        "data.split.by": (data.split.by,) if data.split.by else (),
+    }
+    for field, wanted in asked.items():
+        for name in wanted:
+            if name not in names:
+                raise missing_column(name, names, field=field)
+    if data.features is None:
+        return [name for name in names if name not in data.exclude or name == data.split.by]
+    used = {*data.features, *data.targets, *data.key, data.split.by}
+    return [name for name in names if name in used]
 
 
 def prepare(data: Data, task: str) -> Prepared:
-    """Read, clean, split, fit on the training rows, transform. Raises DataError."""
+    """Read, check, split, fit and transform.
+
+    Raises DataError for data that cannot be used; rows that cannot be are an error too, or with
+    `data.on_bad_row: skip` left out and listed.
+    """
     source = open_source(data)
-    names = columns_read(data, source.schema.names)
-    table = source.table(names)
+    table = source.table(used_columns(data, _names(source)))
     if not table.num_rows:
-        raise DataError(f"{data.source} has no rows", field="data.source")
-    kinds = infer_kinds(table, data)
-    if not kinds:
-        raise DataError(f"{data.source} has no column to learn from besides {', '.join(data.targets)}", field="data.features")
-    rows = np.arange(table.num_rows, dtype=np.int64)
-    rejected = find_bad(table, data, task, kinds)
-    if rejected:
-        _refuse_or_skip(rejected, data, table.num_rows)
-        keep = np.setdiff1d(rows, [r["row"] for r in rejected])
-        table, rows = table.take(pa.array(keep)), rows[keep]
-    classes = _classes(table, data, task)
-    labels = None
-    if classes is not None and task == "classification":
-        index = {str(cols.key_of(c)): i for i, c in enumerate(classes)}
-        labels = cols.lookup(cols.column(table, data.targets[0]), index, -1, -1)
-    splits = split(table, data.split, labels)
-    training = table.take(pa.array(splits.train))
-    schema = fit(training, data, task, kinds, classes)
-    fingerprint = {
-        "schema": hashlib.sha256(str([(f.name, str(f.type)) for f in table.schema]).encode()).hexdigest(),
-        "rows": table.num_rows,
-        "content": content_hash(table),
-        "split": hashlib.sha256(b"".join(p.tobytes() + b"|" for p in vars(splits).values())).hexdigest(),
-    }
-    parts = {"test": splits.test, "validation": splits.validation, "train": splits.train}
-    held_out_name = next(name for name, part in parts.items() if len(part))
-    held_out = parts[held_out_name]
+        raise DataError(f"{data.source} has columns but no rows", field="data.source")
+    guesses = guess_kinds(table, data)
+    kinds = {guess.name: guess.kind for guess in guesses}
+    rejects = Rejects(strict=False)
+    columns = _read(table, kinds, data, rejects)
+    read_targets(task, data.targets, as_columns(table), rejects)
+    keys = None
+    if data.split.by:
+        keys = splits.split_keys(data.split, table.column(data.split.by), rejects)
+    row_numbers, rejected = _number(table.num_rows, source, rejects)
+    good = _good(table.num_rows, rejects, rejected, data)
+    content = {"schema": schema_hash(table.schema), "rows": table.num_rows, "content": content_hash(table)}
+    if len(good) < table.num_rows:
+        table = table.take(good)
+        columns = _take(columns, good)
+        keys = None if keys is None else keys[good]
+        row_numbers = row_numbers[good]
+    table = _as_typed(table, columns, kinds)
+    strata = _strata(task, data, table) if data.split.kind == "stratified" else None
+    parts = splits.assign(data.split, len(good), keys=keys, strata=strata)
+    content |= {"split": array_hash(np.stack([row_numbers, parts.astype(np.int64)]))}
+    everything = columns | {name: table.column(name) for name in data.targets}
+    _check_classes(task, data, everything, parts)
+    index = [np.flatnonzero(parts == part) for part in (splits.TRAIN, splits.VALIDATION, splits.TEST)]
+    raw = as_columns(table.take(index[0][:1000]))
+    schema, warnings = fit_columns(_take(everything, index[0]), kinds, data, task, raw)
+    held_out_name, held = next(
+        (name, rows) for name, rows in zip(("test", "validation", "train"), reversed(index), strict=True) if len(rows)
+    )
     return Prepared(
         schema=schema,
-        train=_arrays(schema, training, rows[splits.train], bool(data.targets)),
-        validation=_arrays(schema, table.take(pa.array(splits.validation)), rows[splits.validation], bool(data.targets)),
-        held_out=table.take(pa.array(held_out)),
-        held_out_rows=rows[held_out],
+        train=_arrays(schema, everything, index[0], row_numbers),
+        validation=_arrays(schema, everything, index[1], row_numbers),
+        held_out=table.take(held),
+        held_out_rows=row_numbers[held],
         held_out_name=held_out_name,
-        fingerprint=fingerprint,
-        rows=table.num_rows,
+        fingerprint=content,
         rejected=rejected,
-        warnings=_warnings(schema, kinds, held_out_name),
+        warnings=[*source.warnings, *_notes(guesses, data), *warnings, *_counted(rejected)],
+        rows=len(good),
     )
 
 
-def _arrays(schema: FeatureSchema, table: pa.Table, rows: np.ndarray[Any, Any], supervised: bool) -> Arrays:
-    """Transform chunk by chunk, so that texts and images are not all there twice."""
-    chunks = [table.slice(i, CHUNK) for i in range(0, max(1, table.num_rows), CHUNK)]
-    parts = [schema.transform(chunk) for chunk in chunks]
-    inputs = {k: np.concatenate([p[k].numpy() for p in parts]) if len(parts) > 1 else parts[0][k].numpy() for k in parts[0]}
-    targets = np.concatenate([schema.encode_targets(c) for c in chunks]) if supervised else None
-    return Arrays(inputs, targets, rows)
+def _names(source: Source) -> list[str]:
+    return list(source.schema.names)
 
 
-def _classes(table: pa.Table, data: Data, task: str) -> list[Any] | None:
+def _read(table: pa.Table, kinds: Mapping[str, str], data: Data, rejects: Rejects) -> dict[str, Any]:
+    out = {}
+    for name, kind in kinds.items():
+        options = (data.features or {}).get(name) or FeatureOptions()
+        out[name] = typed(table.column(name), name, kind, options, rejects)
+    return out
+
+
+def _number(rows: int, source: Source, rejects: Rejects) -> tuple[Array, list[dict[str, Any]]]:
+    """Row numbers in the source, where malformed records count too, and all rejections with them."""
+    malformed = np.array([m["row"] for m in source.malformed], dtype=np.int64)
+    numbers_ = np.setdiff1d(np.arange(rows + len(malformed)), malformed)
+    found = [r | {"row": int(numbers_[r["row"]])} for r in rejects.found]
+    return numbers_, sorted([*source.malformed, *found], key=lambda r: (r["row"], str(r["column"])))
+
+
+def _good(rows: int, rejects: Rejects, rejected: list[dict[str, Any]], data: Data) -> Array:
+    bad = {r["row"] for r in rejects.found}
+    if rejected and data.on_bad_row == "error":
+        first = rejected[0]
+        more = f", and {len(rejected) - 1} more" if len(rejected) > 1 else ""
+        raise DataError(
+            f"column {first['column']!r}, row {first['row']}: {first['reason']}, got {shown(first['value'])}{more} "
+            "(rows count from 0); correct it, or set data.on_bad_row: skip, or the column's kind in data.features",
+            field=first["column"],
+        )
+    if len(bad) == rows:
+        first = rejected[0]
+        raise DataError(
+            f"all {rows} rows are rejected; the first: column {first['column']!r}, {first['reason']}, "
+            f"got {shown(first['value'])}",
+            field=first["column"],
+        )
+    keep = np.ones(rows, dtype=bool)
+    keep[list(bad)] = False
+    return np.flatnonzero(keep)
+
+
+def _take(columns: Mapping[str, Any], index: Array) -> dict[str, Any]:
+    return {n: c.take(pa.array(index)) if is_arrow(c) else c[index] for n, c in columns.items()}
+
+
+def _as_typed(table: pa.Table, columns: Mapping[str, Any], kinds: Mapping[str, str]) -> pa.Table:
+    """Numbers that came as text become numbers: a text would be refused as a JSON value of that feature."""
+    for name, kind in kinds.items():
+        if kind == "numeric" and pa.types.is_string(table.schema.field(name).type):
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, name, pa.array(columns[name], from_pandas=True))
+    return table
+
+
+def _strata(task: str, data: Data, table: pa.Table) -> Array:
+    if not data.targets:
+        raise DataError("data.split.kind: stratified needs a target", field="data.split")
+    found = [table.column(name) for name in data.targets]
     if task != "classification":
-        return None
-    values = cols.column(table, data.targets[0])
-    if pa.types.is_floating(values.type):
-        whole = values.drop_null().to_numpy()
-        if len(np.unique(whole)) > 100 or not np.equal(whole, np.floor(whole)).all():
-            raise DataError(
-                f"data.target {data.targets[0]!r} holds {len(np.unique(whole))} different fractional numbers, which are not "
-                "classes; set task: regression",
-                field="task",
-            )
-        values = pc.cast(values, pa.int64())
-    by_key = {cols.key_of(v): json_value(v) for v in values.unique().to_pylist()}
-    by_key.pop(None, None)
-    classes = sorted(by_key.values(), key=lambda v: (isinstance(v, str), v))
-    if len(classes) < 2:
+        read = numbers if task == "regression" else booleans
+        found = [read(c, n, Rejects()) for c, n in zip(found, data.targets, strict=True)]
+    return splits.strata_of(task, found)
+
+
+def _check_classes(task: str, data: Data, columns: Mapping[str, Any], parts: Array) -> None:
+    if task != "classification":
+        return
+    column = columns[data.targets[0]]
+    codes = splits.codes(column)
+    counts = np.bincount(codes, minlength=int(codes.max()) + 1)
+    trained = np.bincount(codes[parts == splits.TRAIN], minlength=len(counts))
+    if len(counts) > 1 and (absent := np.flatnonzero(trained == 0)).size:
+        row = int(np.flatnonzero(codes == absent[0])[0])
+        value = category(as_array(column)[row].as_py())
         raise DataError(
-            f"data.target {data.targets[0]!r} has one class only ({classes[0] if classes else 'none'}); "
-            "a classifier needs at least two",
-            field="data.target",
+            f"class {value!r} of {data.targets[0]!r} has no training row ({int(counts[absent[0]])} in all); "
+            "use data.split.kind: stratified, another seed, or leave the class out",
+            field=data.targets[0],
         )
-    if len(classes) > 1000 and len(classes) > table.num_rows / 2:
-        raise DataError(
-            f"data.target {data.targets[0]!r} has {len(classes)} classes in {table.num_rows} rows; is it a key, or a regression?",
-            field="data.target",
-        )
-    return classes
 
 
-def find_bad(table: pa.Table, data: Data, task: str, kinds: Sequence[Inferred]) -> list[dict[str, Any]]:
-    """Rows that cannot be learned from: one entry a row, with the first reason."""
-    found: dict[int, dict[str, Any]] = {}
-    for target in data.targets:
-        for row, value, reason in _bad_targets(table, target, task):
-            found.setdefault(row, {"row": row, "column": target, "value": value, "reason": reason})
-    for kind in kinds:
-        options = (data.features or {}).get(kind.name) or FeatureOptions()
-        for row, value, reason in _bad_values(kind, table.column(kind.name).combine_chunks(), options):
-            found.setdefault(row, {"row": row, "column": kind.name, "value": value, "reason": reason})
-    return [found[row] for row in sorted(found)]
+def _arrays(schema: FeatureSchema, columns: Mapping[str, Any], index: Array, row_numbers: Array) -> Arrays:
+    """Transform chunk by chunk, so that only the result is there as a whole."""
+    inputs = {
+        "dense": np.empty((len(index), schema.dense_size), dtype=np.float32),
+        "categorical": np.empty((len(index), len(schema.cardinalities)), dtype=np.int64),
+    }
+    for start in range(0, len(index), CHUNK):
+        part = schema.arrays(_take({f.name: columns[f.name] for f in schema.features}, index[start : start + CHUNK]))
+        for name, array in part.items():
+            inputs[name][start : start + CHUNK] = array
+    targets = None
+    if schema.targets:
+        targets = encode_targets(schema, _take({t: columns[t] for t in schema.targets}, index), Rejects())
+    return Arrays(inputs, targets, row_numbers[index])
 
 
-def _bad_targets(table: pa.Table, name: str, task: str) -> list[tuple[int, Any, str]]:
-    values = cols.column(table, name)
-    if task == "classification":
-        missing = [i for i, v in enumerate(pc.is_null(values, nan_is_null=True).to_pylist()) if v]
-        return [(i, None, "the target is missing") for i in missing]
-    if task == "multilabel":
-        found = cols.lookup(values, {"true": 1, "1": 1, "false": 0, "0": 0}, -1, -2)
-        return [(int(i), json_value(values[int(i)].as_py()), "the label is not 0 or 1") for i in np.flatnonzero(found < 0)]
-    texts = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    if texts:
-        listed = values.to_pylist()
-        bad = [i for i, v in enumerate(listed) if v is not None and cols.number(v) is None]
-        if len(bad) > (1 - MOSTLY) * len(listed):
-            raise DataError(
-                f"data.target {name!r} holds texts such as {listed[bad[0]]!r} (row {bad[0]}); regression needs numbers, "
-                "or set task: classification",
-                field="data.target",
-            )
-        wrong = [(i, listed[i], "the target is not a number") for i in bad]
-        return wrong + [(i, None, "the target is missing") for i, v in enumerate(listed) if v is None]
-    numbers = cols.numeric_matrix({name: values}, [name])[:, 0]
+def _notes(guesses: list[Guess], data: Data) -> list[str]:
     return [
-        (int(i), json_value(values[int(i)].as_py()), "the target is missing or not finite") for i in np.flatnonzero(np.isnan(numbers))
+        f"feature {g.name!r} is {g.reason}; put it into data.key or data.exclude unless it means something"
+        for g in guesses
+        if g.identifier
     ]
 
 
-def _bad_values(kind: Inferred, values: pa.Array, options: FeatureOptions) -> list[tuple[int, Any, str]]:
-    """Rows whose value is not of the column's kind; all at once where the whole column passes."""
-    name = kind.name
-    if kind.kind == "numeric":
-        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-            cols.numeric_matrix({name: values.slice(0, 1)}, [name])
-            return []
-        listed = values.to_pylist()
-        bad = [i for i, v in enumerate(listed) if v is not None and cols.number(v) is None]
-        if len(bad) == len(listed) - values.null_count:
-            raise DataError(f"column {name!r} is set to numeric and holds no numbers, for example {listed[bad[0]]!r}", field=name)
-        return [(i, listed[i], "a text where a number was expected") for i in bad]
-    if kind.kind == "timestamp":
-        return _one_by_one(values, name, lambda v: cols.times(v, name))
-    if kind.kind == "image":
-        return _one_by_one(values, name, lambda v: cols.images(v, name, (1, 1), options.channels))
-    if kind.kind == "vector":
-        size = len(next((v for v in values.to_pylist() if v is not None), []))
-        return _one_by_one(values, name, lambda v: cols.vectors(v, name, size))
-    return []
-
-
-def _one_by_one(values: pa.Array, name: str, check: Any) -> list[tuple[int, Any, str]]:
-    bad = []
-    for start in range(0, len(values), 1024):
-        chunk = values.slice(start, 1024)
-        try:
-            check(chunk)
-        except DataError:
-            for i in range(len(chunk)):
-                try:
-                    check(chunk.slice(i, 1))
-                except DataError as error:
-                    value = chunk[i].as_py()
-                    shown = f"{len(value)} bytes" if isinstance(value, bytes) else json_value(value)
-                    bad.append((start + i, shown, error.message.partition(": ")[2] or error.message))
-    return bad
-
-
-def _refuse_or_skip(rejected: list[dict[str, Any]], data: Data, rows: int) -> None:
+def _counted(rejected: list[dict[str, Any]]) -> list[str]:
+    if not rejected:
+        return []
     first = rejected[0]
-    if data.on_bad_row == "error":
-        more = f" and {len(rejected) - 1} more rows" if len(rejected) > 1 else ""
-        raise DataError(
-            f"{data.source}, row {first['row']}, column {first['column']!r}: {first['value']!r}: {first['reason']}{more}; "
-            "mend the data, or set data.on_bad_row: skip to leave such rows out and list them",
-            field=first["column"],
-        )
-    if len(rejected) == rows:
-        raise DataError(f"all {rows} rows of {data.source} are bad, the first because {first['reason']}", field=first["column"])
-
-
-def _warnings(schema: FeatureSchema, kinds: Sequence[Inferred], held_out_name: str) -> list[str]:
-    found = [f"column {k.name!r}: {k.reason}; put it into data.key or data.exclude" for k in kinds if k.looks_like_key]
-    constant = [f.name for f in schema.features if f.kind == "numeric" and f.state["std"] == 0]
-    if constant:
-        shown = ", ".join(constant[:5]) + (f" and {len(constant) - 5} more" if len(constant) > 5 else "")
-        found.append(f"constant columns teach nothing: {shown}")
-    for feature in schema.features:
-        if feature.kind == "categorical" and feature.state["distinct"] > len(feature.state["categories"]):
-            found.append(
-                f"column {feature.name!r} has {feature.state['distinct']:,} categories; the most frequent "
-                f"{len(feature.state['categories']):,} are kept, the rest is one (max_categories)"
-            )
-    if held_out_name != "test":
-        found.append(f"there are no test rows; the reported metrics are those of the {held_out_name} rows")
-    return found
-
-
-def content_hash(table: pa.Table) -> str:
-    """sha256 of the values, whatever the chunks."""
-    digest = hashlib.sha256()
-    for name in table.column_names:
-        values = table.column(name).combine_chunks()
-        digest.update(f"{name}:{values.type}:{len(values)}:{values.null_count}".encode())
-        if values.null_count:
-            digest.update(np.packbits(pc.is_null(values).to_numpy(zero_copy_only=False)).tobytes())
-        kind = values.type
-        if pa.types.is_string(kind) or pa.types.is_binary(kind):
-            filled = pc.fill_null(values, "" if pa.types.is_string(kind) else b"")
-            digest.update(pc.binary_length(filled).to_numpy(zero_copy_only=False).tobytes())
-            digest.update(pc.binary_join(pa.scalar(filled.to_pylist(), pa.list_(kind)), "" if pa.types.is_string(kind) else b"").as_buffer())
-        elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            digest.update(pc.fill_null(values, 0).to_numpy(zero_copy_only=False).tobytes())
-        else:
-            digest.update(repr(values.to_pylist()).encode())
-    return digest.hexdigest()
+    rows = len({r["row"] for r in rejected})
+    return [f"{rows} rows are left out; the first: row {first['row']}, {first['column']!r}: {first['reason']}"]

@@ -1,252 +1,138 @@
-"""Where rows come from: samples, CSV, Parquet, JSON lines, Arrow IPC, image folders; local or remote."""
+"""Where rows come from: `open_source` finds the reader of a sample, a file or a folder."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
-import pyarrow.json as pajson
 
+from seekray.data.csv_source import CsvSource
+from seekray.data.files import ArrowSource, ImageSource, ParquetSource
+from seekray.data.json_source import JsonSource
 from seekray.data.options import Data
-from seekray.data.samples import load_sample
+from seekray.data.samples import Sample, sample
+from seekray.data.source import BATCH_ROWS, Source, reading
 from seekray.errors import DataError
 from seekray.storage import filesystem
 
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 FORMATS = {
-    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet",
-    ".jsonl": "json", ".ndjson": "json", ".arrow": "ipc", ".feather": "ipc", ".ipc": "ipc",
+    ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet",
+    ".jsonl": "json", ".ndjson": "json", ".json": "json", ".arrow": "arrow", ".arrows": "arrow", ".ipc": "arrow",
+    ".feather": "arrow",
+    ".png": "image", ".jpg": "image", ".jpeg": "image", ".bmp": "image", ".gif": "image", ".webp": "image",
+    ".tif": "image", ".tiff": "image", ".ppm": "image", ".pgm": "image",
 }  # fmt: skip
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
-BLOCK = 4 * 2**20
-Types = Mapping[str, pa.DataType]
+EXPECTED = "CSV (.csv, .tsv), Parquet, JSON lines (.jsonl), Arrow IPC (.arrow), or a folder of images by class"
 
 
-class Source:
-    """Rows behind one address, read through PyArrow in batches.
+class SampleSource(Source):
+    """A data set that scikit-learn brings."""
 
-    schema: columns and types (for CSV, as its first block looks). paths: files, none for a sample.
-    bytes: size on disk, None for a sample. description: for a sample, its source and licence.
-    """
+    def __init__(self, found: Sample) -> None:
+        super().__init__(found.description)
+        self._sample = found
+        self._table: pa.Table | None = None
 
-    schema: pa.Schema
-    paths: Sequence[str] = ()
-    bytes: int | None = None
-    description = ""
+    def _read(self) -> pa.Table:
+        if self._table is None:
+            self._table = self._sample.read()
+        return self._table
 
-    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
-        """Record batches of some columns, in order. types: for CSV, what the columns are read as. Raises DataError."""
-        raise AssertionError("a Source is made by open_source")
+    @property
+    def schema(self) -> pa.Schema:
+        return self._read().schema
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """All rows at once, types inferred over the whole. Raises DataError."""
-        batches = list(self.batches(columns))
-        schema = batches[0].schema if batches else pa.schema([f for f in self.schema if columns is None or f.name in columns])
-        return pa.Table.from_batches(batches, schema)
+    @property
+    def bytes(self) -> int | None:
+        return int(self._read().nbytes)
 
     def count(self) -> int | None:
-        """Number of rows where it is known without reading them."""
-        return None
+        return self._sample.rows
 
-
-class TableSource(Source):
-    """Rows that are in memory."""
-
-    def __init__(self, table: pa.Table, description: str = "") -> None:
-        self._table, self.schema, self.description = table, table.schema, description
-
-    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
-        table = self._table if columns is None else self._table.select(list(columns))
-        yield from table.to_batches(max_chunksize=65536)
-
-    def count(self) -> int | None:
-        return int(self._table.num_rows)
-
-
-class DatasetSource(Source):
-    """Parquet (file, folder, hive partitions) and Arrow IPC files."""
-
-    def __init__(self, dataset: pads.Dataset, paths: Sequence[str], size: int) -> None:
-        self._dataset, self.schema, self.paths, self.bytes = dataset, dataset.schema, paths, size
-
-    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
-        try:
-            scanner = self._dataset.scanner(
-                columns=None if columns is None else list(columns), batch_size=65536, batch_readahead=2, fragment_readahead=1
-            )
-            yield from (b for b in scanner.to_batches() if b.num_rows)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{_shown(self.paths)} cannot be read: {_first(error)}; is a file cut off or damaged?") from error
-
-    def count(self) -> int | None:
-        try:
-            return int(self._dataset.count_rows())
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{_shown(self.paths)} cannot be read: {_first(error)}; is a file cut off or damaged?") from error
-
-
-class TextSource(Source):
-    """CSV and JSON lines."""
-
-    def __init__(self, fs: pafs.FileSystem, paths: Sequence[str], size: int, kind: str, delimiter: str | None) -> None:
-        self._fs, self.paths, self.bytes, self._kind = fs, paths, size, kind
-        self._delimiter = delimiter
-        if kind == "csv":
-            self._delimiter = delimiter or _delimiter(self._head())
-        first = next(iter(self._open(paths[0], None, None)), None)
-        if first is None:
-            raise DataError(f"{paths[0]} has no rows")
-        self.schema = first.schema
-
-    def _head(self) -> str:
-        with self._fs.open_input_stream(self.paths[0]) as stream:
-            head = bytes(stream.read(65536))
-        if not head.strip():
-            raise DataError(f"{self.paths[0]} is empty; expected a line of column names and rows")
-        try:
-            return head.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            if error.start > len(head) - 4:
-                return head[: error.start].decode("utf-8-sig")
-            raise DataError(f"{self.paths[0]} is not UTF-8 text (byte {error.start}); convert it first") from error
-
-    def _options(self, columns: Sequence[str] | None, types: Types | None) -> dict[str, Any]:
-        return {
-            "parse_options": pacsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
-            "convert_options": pacsv.ConvertOptions(
-                include_columns=None if columns is None else list(columns),
-                column_types=dict(types or {}),
-                strings_can_be_null=True,
-                null_values=["", "NA", "N/A", "NaN", "nan", "null", "NULL", "None"],
-            ),
-        }
-
-    def _open(self, path: str, columns: Sequence[str] | None, types: Types | None) -> Iterator[pa.RecordBatch]:
-        try:
-            if self._kind == "csv":
-                with self._fs.open_input_stream(path) as stream:
-                    read = pacsv.ReadOptions(block_size=BLOCK)
-                    yield from pacsv.open_csv(stream, read_options=read, **self._options(columns, types))
-            else:
-                with self._fs.open_input_stream(path) as stream:
-                    for batch in pajson.open_json(stream, read_options=pajson.ReadOptions(block_size=BLOCK)):
-                        yield batch if columns is None else batch.select([c for c in columns if c in batch.schema.names])
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{path} cannot be read as {self._kind}: {_first(error)}") from error
-
-    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
-        for path in self.paths:
-            yield from (b for b in self._open(path, columns, types) if b.num_rows)
-
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        tables = []
-        for path in self.paths:
-            try:
-                with self._fs.open_input_stream(path) as stream:
-                    if self._kind == "csv":
-                        found = pacsv.read_csv(stream, **self._options(columns, None))
-                    else:
-                        found = pajson.read_json(stream)
-                        found = found if columns is None else found.select([c for c in columns if c in found.column_names])
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"{path} cannot be read as {self._kind}: {_first(error)}") from error
-            tables.append(found)
-        return pa.concat_tables(tables, promote_options="permissive")
-
-
-class ImageFolder(Source):
-    """A folder of images by class: columns `image` (the file's bytes), `label` (its folder) and `path`."""
-
-    def __init__(self, fs: pafs.FileSystem, paths: Sequence[str], size: int) -> None:
-        self._fs, self.paths, self.bytes = fs, paths, size
-        self.schema = pa.schema([("image", pa.binary()), ("label", pa.string()), ("path", pa.string())])
-
-    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
-        names = list(columns) if columns is not None else self.schema.names
-        for start in range(0, len(self.paths), 256):
-            paths = self.paths[start : start + 256]
-            made: dict[str, Any] = {"label": [PurePosixPath(p).parent.name for p in paths], "path": list(paths)}
-            if "image" in names:
-                made["image"] = [self._bytes(p) for p in paths]
-            yield pa.RecordBatch.from_pydict({n: made[n] for n in names}, pa.schema([self.schema.field(n) for n in names]))
-
-    def _bytes(self, path: str) -> bytes:
-        with self._fs.open_input_stream(path) as stream:
-            return bytes(stream.read())
-
-    def count(self) -> int | None:
-        return len(self.paths)
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        yield from self._read().select(self.names(columns)).to_batches(max_chunksize=BATCH_ROWS)
 
 
 def open_source(data: Data) -> Source:
-    """The source that an experiment names. Raises DataError."""
-    address = data.source
-    if address.startswith("sample:"):
-        return TableSource(*load_sample(address.removeprefix("sample:")))
-    fs, path = filesystem(address)
-    try:
-        info = fs.get_file_info(path)
-    except OSError as error:
-        raise DataError(f"{address} cannot be reached: {_first(error)}", field="data.source") from error
-    if info.type == pafs.FileType.NotFound:
-        raise DataError(f"{address}: no such file or folder; data.source is a path, sample:NAME, s3:// or gs://", field="data.source")
-    if info.type == pafs.FileType.File:
-        files = [info]
-    else:
+    """The source that `data.source` names; only headers and folders are read here.
+
+    Raises DataError where there is nothing, nothing known, or several formats in one folder, and
+    UserError for an unknown scheme.
+    """
+    if data.source.startswith("sample:"):
+        return SampleSource(sample(data.source.removeprefix("sample:")))
+    files, path = filesystem(data.source)
+    with reading(data.source, "a file or folder"):
+        info = files.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise _not_found(data.source, files, path)
+        if info.type == pafs.FileType.File:
+            return _open(_format_of(files, info), data, files, [info], None)
         selector = pafs.FileSelector(path, recursive=True)
-        found = fs.get_file_info(selector)
-        files = sorted((f for f in found if f.type == pafs.FileType.File), key=lambda f: str(f.path))
-        files = [f for f in files if not any(p.startswith((".", "_")) for p in f.path[len(path) :].split("/") if p)]
-    kinds = {_kind(f.path) for f in files} - {None}
-    if len(kinds) != 1:
-        what = "no data files" if not kinds else f"files of several kinds ({', '.join(sorted(map(str, kinds)))})"
-        raise DataError(f"{address} holds {what}; expected one of {', '.join([*FORMATS, *sorted(IMAGES)])}", field="data.source")
-    kind = kinds.pop()
-    files = [f for f in files if _kind(f.path) == kind]
-    paths, size = [f.path for f in files], sum(f.size for f in files)
-    if size == 0:
-        raise DataError(f"{address} is empty; expected rows", field="data.source")
-    if kind == "image":
-        return ImageFolder(fs, paths, size)
-    if kind in ("csv", "json"):
-        return TextSource(fs, paths, size, kind, data.delimiter)
-    try:
-        if kind == "ipc" and not _is_ipc_file(fs, paths[0]):
-            with fs.open_input_stream(paths[0]) as stream:
-                return TableSource(pa.ipc.open_stream(stream).read_all())
-        base = path if info.type == pafs.FileType.Directory else None
-        dataset = pads.dataset(paths, format=kind, filesystem=fs, partitioning="hive", partition_base_dir=base)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{address} cannot be read as {kind}: {_first(error)}; is the file cut off or damaged?") from error
-    return DatasetSource(dataset, paths, size)
+        infos = [i for i in files.get_file_info(selector) if i.type == pafs.FileType.File and not _hidden(i.path, path)]
+    known = sorted((i for i in infos if _suffix(i.path) in FORMATS), key=lambda i: i.path)
+    formats = sorted({FORMATS[_suffix(i.path)] for i in known})
+    if len(formats) != 1:
+        found = f"has files of {' and '.join(formats)}" if formats else "has no data files"
+        raise DataError(f"{data.source} {found}, expected one of {EXPECTED}", field="data.source")
+    source = _open(formats[0], data, files, known, path)
+    if others := [i.path for i in infos if _suffix(i.path) not in FORMATS]:
+        source.warnings.append(f"{data.source}: {len(others)} files of other formats are not read, such as {others[0]}")
+    return source
 
 
-def _kind(path: str) -> str | None:
-    suffix = PurePosixPath(path).suffix.lower()
-    return "image" if suffix in IMAGES else FORMATS.get(suffix)
+def _open(kind: str, data: Data, files: Any, infos: list[Any], root: str | None) -> Source:
+    skip = data.on_bad_row == "skip"
+    delimiter = data.delimiter or ("\t" if _suffix(infos[0].path) == ".tsv" else None)
+    readers: dict[str, Callable[[], Source]] = {
+        "csv": lambda: CsvSource(files, infos, delimiter, skip=skip),
+        "json": lambda: JsonSource(files, infos, skip=skip),
+        "parquet": lambda: ParquetSource(files, infos, root),
+        "arrow": lambda: ArrowSource(files, infos),
+        "image": lambda: ImageSource(files, infos, root or str(PurePosixPath(infos[0].path).parent)),
+    }
+    if all(info.size == 0 for info in infos):
+        raise DataError(f"{data.source} is empty, expected rows", field="data.source")
+    return readers[kind]()
 
 
-def _is_ipc_file(fs: pafs.FileSystem, path: str) -> bool:
-    with fs.open_input_stream(path) as stream:
-        return bytes(stream.read(6)) == b"ARROW1"
+def _suffix(path: str) -> str:
+    name = PurePosixPath(path).name.lower()
+    for ending in COMPRESSED:
+        name = name.removesuffix(ending)
+    return PurePosixPath(name).suffix
 
 
-def _delimiter(head: str) -> str:
-    line = next(csv.reader(io.StringIO(head), delimiter="\0"), [""])[0]
-    counts = {d: line.count(d) for d in (",", ";", "\t", "|")}
-    best = max(counts, key=lambda d: counts[d])
-    return best if counts[best] else ","
+def _hidden(path: str, root: str) -> bool:
+    return any(part.startswith((".", "_")) for part in PurePosixPath(path[len(root) :].lstrip("/")).parts)
 
 
-def _shown(paths: Sequence[str]) -> str:
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+def _format_of(files: Any, info: Any) -> str:
+    if found := FORMATS.get(_suffix(info.path)):
+        return found
+    with files.open_input_stream(info.path) as stream:
+        head = bytes(stream.read(512))
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith((b"ARROW1", b"\xff\xff\xff\xff")):
+        return "arrow"
+    if head.lstrip().startswith((b"{", b"[")):
+        return "json"
+    if b"\x00" not in head and (b"," in head or b"\t" in head or b";" in head):
+        return "csv"
+    raise DataError(f"{info.path} is of no known format, expected {EXPECTED}", field="data.source")
 
 
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _not_found(source: str, files: Any, path: str) -> DataError:
+    folder, _, name = path.rpartition("/")
+    near: list[str] = []
+    if isinstance(files, pafs.LocalFileSystem):
+        selector = pafs.FileSelector(folder or "/", allow_not_found=True)
+        near = difflib.get_close_matches(name, [i.base_name for i in files.get_file_info(selector)], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return DataError(f"data.source: {source} is not there{hint}", field="data.source")

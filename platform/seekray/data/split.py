@@ -1,145 +1,197 @@
-"""Which rows train, validate and test. No row is in two splits; the same seed gives the same rows."""
+"""Which rows are for training, validation and test."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from seekray.data import columns as cols
+from seekray.data.blocks import count_categories, encode
 from seekray.data.options import Split
+from seekray.data.parse import Array, Column, Rejects, as_array, as_list, category, is_arrow, is_number, numbers, times
 from seekray.errors import DataError
 
-Rows = np.ndarray[Any, Any]
+TRAIN, VALIDATION, TEST = 0, 1, 2
+NAMES = {"train": TRAIN, "training": TRAIN, "validation": VALIDATION, "val": VALIDATION, "valid": VALIDATION}
+NAMES |= {"dev": VALIDATION, "test": TEST, "testing": TEST, "holdout": TEST}
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Sorted row positions of each split."""
-
-    train: Rows
-    validation: Rows
-    test: Rows
+def codes(column: Column) -> Array:
+    """int64 (B,): equal values have equal numbers, in the order of their text; -1 is missing."""
+    names = sorted({category(v) or "" for v, _ in count_categories(column)})
+    lookup: dict[str | None, int] = {None: -1} | {name: i for i, name in enumerate(names)}
+    return encode(column, "split", lookup, -1, Rejects(strict=False))
 
 
-def split(table: pa.Table, options: Split, labels: Rows | None = None) -> Splits:
-    """Split a table. labels: (N,) classes, for stratified splits. Raises DataError."""
-    rows = table.num_rows
-    if options.kind == "column":
-        parts = _by_column(table, options)
-    elif options.kind == "time":
-        parts = _by_time(table, options)
-    elif options.kind == "group":
-        parts = _by_group(table, options)
+def split_keys(split: Split, column: Column, rejects: Rejects) -> Array:
+    """What a split needs of its column, (B,): group numbers, sortable times, or part numbers.
+
+    Values that cannot be used go to `rejects`.
+    """
+    name = split.by or ""
+    if split.kind == "time":
+        keys = _sortable(column, name, rejects)
+        missing = np.isnat(keys) if keys.dtype.kind == "M" else np.isnan(keys)
+        reason = "the time to split by is missing"
+    elif split.kind == "column":
+        values = [category(v) for v in as_list(column)]
+        keys = np.array([-1 if v is None else NAMES.get(v.strip().lower(), -2) for v in values], dtype=np.int64)
+        for row in np.flatnonzero(keys == -2):
+            rejects.add(name, int(row), values[row], "expected train, validation (val) or test")
+        missing, reason = keys == -1, "the part to split by is missing"
     else:
-        if options.kind == "stratified" and labels is None:
-            raise DataError("data.split.kind: stratified needs classes; use random for numbers", field="data.split.kind")
-        strata = labels if options.kind == "stratified" and labels is not None else np.zeros(rows, dtype=np.int64)
-        parts = _by_strata(strata, options)
-    splits = Splits(*(np.sort(p).astype(np.int64) for p in parts))
-    if not len(splits.train):
-        raise DataError(f"the split leaves no training rows of {rows}; give fewer to test and validation", field="data.split")
-    return splits
+        keys = codes(column)
+        missing, reason = keys == -1, "the group to split by is missing"
+    known = {r["row"] for r in rejects.found if r["column"] == name}
+    for row in np.flatnonzero(missing):
+        if row not in known:
+            rejects.add(name, int(row), None, reason)
+    return keys
 
 
-def _counts(rows: int, options: Split) -> tuple[int, int]:
-    """Rows of validation and test; at least one where a fraction is asked for and there are three."""
-    counts = [max(1, round(rows * f)) if f and rows >= 3 else 0 for f in (options.validation, options.test)]
-    return counts[0], counts[1]
+def _sortable(column: Column, name: str, rejects: Rejects) -> Array:
+    if is_arrow(column) and is_number(as_array(column).type):
+        return numbers(column, name, rejects)
+    return times(column, name, rejects)
 
 
-def _by_strata(strata: Rows, options: Split) -> tuple[Rows, Rows, Rows]:
-    generator = np.random.default_rng(options.seed)
-    order = generator.permutation(len(strata))
-    if strata.any():  # deal the classes out evenly: any window then holds each in its share
-        _, inverse = np.unique(strata[order], return_inverse=True)
-        ranks = np.empty(len(order))
-        for value in range(inverse.max() + 1):
-            members = np.flatnonzero(inverse == value)
-            ranks[members] = (np.arange(len(members)) + generator.random()) / len(members)
-        order = order[np.argsort(ranks, kind="stable")]
-        return _deal(order, strata, options)
-    validation, test = _counts(len(order), options)
-    return order[validation + test :], order[:validation], order[validation : validation + test]
+def assign(split: Split, rows: int, *, keys: Array | None = None, strata: Array | None = None) -> Array:
+    """int8 (rows,) of 0 train, 1 validation, 2 test.
 
-
-def _deal(order: Rows, strata: Rows, options: Split) -> tuple[Rows, Rows, Rows]:
-    """From each class its share, by largest remainders so that the totals are right; one of each stays in training."""
-    validation, test = _counts(len(order), options)
-    taken: list[Rows] = []
-    left = order
-    for wanted in (validation, test):
-        classes, counts = np.unique(strata[left], return_counts=True)
-        exact = counts * wanted / max(1, len(left))
-        share = np.minimum(np.floor(exact).astype(int), counts - 1)
-        for i in np.argsort(share - exact, kind="stable"):
-            if share.sum() < wanted and share[i] < counts[i] - 1:
-                share[i] += 1
-        chosen = np.concatenate([left[strata[left] == c][:n] for c, n in zip(classes, share, strict=True)])
-        taken.append(chosen)
-        left = left[~np.isin(left, chosen)]
-    return left, taken[0], taken[1]
-
-
-def _by_group(table: pa.Table, options: Split) -> tuple[Rows, Rows, Rows]:
-    groups = _codes(table, options)
-    generator = np.random.default_rng(options.seed)
-    order = generator.permutation(groups.max() + 1)
-    sizes = np.bincount(groups)[order]
-    ends = np.cumsum(sizes)
-    validation, test = _counts(len(groups), options)
-    # A group belongs to the part in which its middle row falls.
-    middle = ends - sizes / 2
-    part = np.where(middle < validation, 1, np.where(middle < validation + test, 2, 0))
-    if options.test and not (part == 2).any():
-        part[np.argmax(part == 0)] = 2
-    of_group = np.empty(len(order), dtype=int)
-    of_group[order] = part
-    of_row = of_group[groups]
-    return np.flatnonzero(of_row == 0), np.flatnonzero(of_row == 1), np.flatnonzero(of_row == 2)
-
-
-def _by_time(table: pa.Table, options: Split) -> tuple[Rows, Rows, Rows]:
-    """Train, then validation, then test; rows of the same time stay together, in the later part."""
-    assert options.by is not None
-    values = cols.column(table, options.by)
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        moments: Rows = np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
-        absent = np.isnan(moments)
+    keys: of `split_keys`, for group, time and column. strata: int64 (rows,), for stratified. The same
+    arguments give the same answer; each row is in one part. Raises DataError where no training row is left.
+    """
+    if split.kind == "column":
+        assert keys is not None
+        out = keys.astype(np.int8)
+    elif split.kind == "group":
+        assert keys is not None
+        out = _by_group(split, keys)
+    elif split.kind == "time":
+        assert keys is not None
+        out = _by_time(split, keys)
     else:
-        stamps = cols.times(values, options.by)
-        absent, moments = np.isnat(stamps), stamps.astype(np.int64).astype(np.float64)
-    if absent.any():
-        raise DataError(f"data.split.by: {int(absent.sum())} rows have no {options.by!r}, first row {int(np.argmax(absent))}")
-    validation, test = _counts(len(moments), options)
-    ordered = np.sort(moments)
-    start_test = ordered[len(ordered) - test] if test else np.inf
-    before = ordered[ordered < start_test]
-    start_validation = before[max(0, len(before) - validation)] if validation and len(before) else start_test
-    return (
-        np.flatnonzero(moments < start_validation),
-        np.flatnonzero((moments >= start_validation) & (moments < start_test)),
-        np.flatnonzero(moments >= start_test),
-    )
+        if split.kind == "random" or strata is None:
+            strata = np.zeros(rows, dtype=np.int64)
+        out = _by_strata(split, strata, guard=split.kind == "stratified")
+    if not (out == TRAIN).any():
+        raise DataError(f"data.split leaves no training row of {rows}", field="data.split")
+    return out
 
 
-def _by_column(table: pa.Table, options: Split) -> tuple[Rows, Rows, Rows]:
-    assert options.by is not None
-    index = {"train": 0, "training": 0, "validation": 1, "valid": 1, "val": 1, "test": 2}
-    values = cols.column(table, options.by)
-    found = cols.lookup(values, index, -1, -1)
-    if (found < 0).any():
-        row = int(np.argmax(found < 0))
-        raise cols.wrong(options.by, row, values[row].as_py(), "train, validation or test")
-    return np.flatnonzero(found == 0), np.flatnonzero(found == 1), np.flatnonzero(found == 2)
+def sizes(split: Split, rows: int) -> tuple[int, int]:
+    """Rows of test and validation: the fractions rounded, at least one each where there are enough rows."""
+    test = max(round(rows * split.test), 1) if split.test else 0
+    validation = max(round(rows * split.validation), 1) if split.validation else 0
+    test = min(test, max(rows - 1, 0))
+    return test, min(validation, max(rows - test - 1, 0))
 
 
-def _codes(table: pa.Table, options: Split) -> Rows:
-    assert options.by is not None
-    values = cols.column(table, options.by)
-    keys = {cols.key_of(v) for v in values.unique().to_pylist()}
-    index = {key: i for i, key in enumerate(sorted(k for k in keys if k is not None))}
-    found = cols.lookup(values, index, len(index), len(index))
-    return np.unique(found, return_inverse=True)[1]
+def _share(counts: Array, total: int, most: Array) -> Array:
+    """`total` shared out in proportion to `counts` by largest remainder, at most `most` each."""
+    exact = counts * (total / max(1, counts.sum()))
+    out = np.minimum(np.floor(exact).astype(np.int64), most)
+    order = np.argsort(-(exact - out), kind="stable")
+    while (left := total - int(out.sum())) > 0:
+        able = order[(most - out)[order] > 0][:left]
+        if not len(able):
+            break
+        out[able] += 1
+    return out
+
+
+def _by_strata(split: Split, strata: Array, *, guard: bool) -> Array:
+    """Each stratum gives its share to each part; with `guard`, it keeps one row for training."""
+    rng = np.random.default_rng(split.seed)
+    rows = len(strata)
+    order = rng.permutation(rows)
+    order = order[np.argsort(strata[order], kind="stable")]
+    _, stratum, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    test, validation = sizes(split, rows)
+    spare = np.maximum(counts - 1, 0) if guard else counts
+    tests = _share(counts, test, spare)
+    validations = _share(counts, validation, spare - tests)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    which = stratum[order]
+    place = np.arange(rows) - starts[which]
+    out = np.empty(rows, dtype=np.int8)
+    out[order] = np.where(place < tests[which], TEST, np.where(place < (tests + validations)[which], VALIDATION, TRAIN))
+    return out
+
+
+def _by_group(split: Split, groups: Array) -> Array:
+    """Whole groups in random order, each to the part that it brings nearer to its size."""
+    unique, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    wanted = [(part, size) for part, size in zip((TEST, VALIDATION), sizes(split, len(groups)), strict=True) if size]
+    if len(unique) <= len(wanted):
+        raise DataError(
+            f"data.split.by: {split.by} has {len(unique)} groups, expected at least {len(wanted) + 1}, "
+            "one for each part; set data.split.test or validation to 0, or split by another column",
+            field="data.split",
+        )
+    part_of = np.zeros(len(unique), dtype=np.int8)
+    left = list(np.random.default_rng(split.seed).permutation(len(unique)))
+    for number, (part, size) in enumerate(wanted):
+        taken = 0
+        # The parts after this one, training included, need a group each.
+        reserve = len(wanted) - number
+        for group in list(left):
+            if len(left) <= reserve:
+                break
+            if abs(taken + counts[group] - size) < abs(taken - size):
+                part_of[group] = part
+                taken += int(counts[group])
+                left.remove(group)
+        if not taken:
+            group = min(left, key=lambda g: counts[g])
+            part_of[group] = part
+            left.remove(group)
+    return part_of[index]
+
+
+def _by_time(split: Split, keys: Array) -> Array:
+    """The last rows are the test, those before them validation; equal times stay together."""
+    values = np.sort(keys)
+    rows = len(values)
+    test, validation = sizes(split, rows)
+    out = np.full(rows, TRAIN, dtype=np.int8)
+    last = _edge(values, rows - test, 1, rows) if test else rows
+    first = _edge(values, last - validation, 1, last) if validation and last > 0 else last
+    if (test and last == rows) or (validation and first == last) or first <= 0:
+        raise DataError(
+            f"data.split.by: {split.by} has too many equal times for a split of {rows} rows into "
+            f"{split.validation:g} validation and {split.test:g} test",
+            field="data.split",
+        )
+    if last < rows:
+        out[keys >= values[last]] = TEST
+    if first < last:
+        out[(keys >= values[first]) & (out == TRAIN)] = VALIDATION
+    return out
+
+
+def _edge(values: Array, at: int, low: int, high: int) -> int:
+    """The place nearest to `at` where a new value begins, between `low` and `high`."""
+    at = min(max(at, low), high - 1)
+    before = int(np.searchsorted(values[:high], values[at], side="left"))
+    after = int(np.searchsorted(values[:high], values[at], side="right"))
+    if before < low or (after < high and after - at < at - before):
+        return after
+    return before
+
+
+def describe(parts: Array) -> dict[str, int]:
+    """Rows of each part."""
+    return {name: int((parts == part).sum()) for name, part in (("train", 0), ("validation", 1), ("test", 2))}
+
+
+def strata_of(task: str, targets: list[Any]) -> Array:
+    """int64 (B,) strata: the class, the combination of labels, or the tenth of a regression's range."""
+    if task == "classification":
+        return codes(targets[0])
+    if task == "multilabel":
+        flags = np.stack([np.asarray(t, dtype=np.int64) for t in targets], axis=1)
+        return np.asarray(np.unique(flags, axis=0, return_inverse=True)[1]).reshape(-1)
+    values = np.asarray(targets[0], dtype=np.float64)
+    edges = np.quantile(values, np.linspace(0, 1, 11)[1:-1])
+    return np.searchsorted(edges, values)

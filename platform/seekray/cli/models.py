@@ -1,0 +1,90 @@
+"""models list, show, promote, rollback, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seekray.cli.common import Json, Model, example, metrics_line, out, table
+
+app = typer.Typer(no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="A registered model; `seekray models list` shows them.")]
+Alias = Annotated[str, typer.Option("--to", "--alias", help="The alias to move.")]
+
+
+@app.command("list", epilog=example("seekray models list"))
+def list_(json: Json = False) -> None:
+    """Registered models."""
+    from seekray.settings import settings
+    from seekray.tracking.registry import list_models
+
+    found = list_models(settings())
+    rows = [[m["name"], m["latest"], " ".join(f"{a}→{v}" for a, v in m["aliases"].items()) or None] for m in found]
+    out({"models": found}, json, lambda: table(rows, ["model", "latest", "aliases"]))
+
+
+@app.command(epilog=example("seekray models show digits"))
+def show(name: Name, json: Json = False) -> None:
+    """Versions with their lineage, and who held which alias when."""
+    from seekray.settings import settings
+    from seekray.tracking import registry
+
+    found = registry.show(name, settings())
+    rows = [[v["version"], v["run_id"], v["created"], metrics_line(v["metrics"], 2)] for v in found["versions"]]
+    past = [[h["alias"], h["version"], h["from"], h["to"], h["by"], h.get("reason")] for h in found["history"]]
+
+    def text() -> str:
+        versions = table(rows, ["version", "run", "created", "metrics"])
+        return versions + "\n\n" + table(past, ["alias", "version", "from", "to", "by", "reason"]) if past else versions
+
+    out(found, json, text)
+
+
+@app.command(epilog=example("seekray models promote digits 3 --to champion"))
+def promote(
+    name: Name,
+    version: Annotated[str, typer.Argument(help="The version to promote.")],
+    alias: Alias = "champion",
+    tolerance: Annotated[float, typer.Option(help="How much worse than the champion is still accepted.")] = 0.0,
+    metric: Annotated[str | None, typer.Option(help="The metric to compare; default by task.")] = None,
+    data: Annotated[str | None, typer.Option(help="Compare on this data instead of the held-out rows.")] = None,
+    force: Annotated[str | None, typer.Option(help="Promote all the same; the reason is recorded.")] = None,
+    json: Json = False,
+) -> None:
+    """Move an alias to a version, if it is verified and not worse than the version that holds it."""
+    from seekray.promotion import promote as move
+    from seekray.settings import settings
+
+    found = move(name, version, alias, settings(), tolerance=tolerance, metric=metric, data=data, force=force)
+    out(found, json, lambda: found["message"])
+
+
+@app.command(epilog=example("seekray models rollback digits --alias champion"))
+def rollback(name: Name, alias: Alias = "champion", json: Json = False) -> None:
+    """Give an alias back to its previous holder."""
+    from seekray.settings import settings
+    from seekray.tracking import registry
+
+    found = registry.rollback(name, alias, settings())
+    out(found, json, lambda: f"{name}@{alias} is version {found['version']} again")
+
+
+@app.command(epilog=example("seekray models export digits@champion --out digits-bundle"))
+def export(
+    model: Model, folder: Annotated[Path, typer.Option("--out", help="The folder to write.")], json: Json = False
+) -> None:
+    """Copy a model's bundle to a folder."""
+    import shutil
+
+    from seekray.errors import UserError
+    from seekray.model_ref import resolve
+    from seekray.settings import settings
+
+    found = resolve(model, settings())
+    if folder.exists():
+        raise UserError(f"{folder} is there already; give a new folder with --out")
+    shutil.copytree(found.bundle, folder)
+    answer = {"name": found.name, "version": found.version, "bundle": str(folder)}
+    out(answer, json, lambda: f"{found.name} → {folder}")

@@ -1,0 +1,99 @@
+"""serve up, status, down, build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seekray.cli.common import Address, Json, example, note, out, table
+
+if TYPE_CHECKING:
+    from seekray_serve.deploy import ModelToServe
+
+app = typer.Typer(no_args_is_help=True)
+Models = Annotated[list[str], typer.Argument(help="digits@champion, wine/2, models:/…, runs:/ID or bundle folders.")]
+Host = Annotated[str | None, typer.Option(help="Address to bind; default 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option(help="Port; default 8000.")]
+
+
+def models_to_serve(references: list[str]) -> list[ModelToServe]:
+    """Resolve what the command line names. Raises ModelNotFoundError."""
+    import json
+
+    from seekray.model_ref import resolve
+    from seekray.settings import settings
+    from seekray_serve.deploy import ModelToServe
+
+    found = []
+    for reference in references:
+        model = resolve(reference, settings())
+        options = json.loads((model.bundle / "bundle.json").read_text()).get("serve", {})
+        found.append(ModelToServe(model.name, model.version, model.bundle, options))
+    return found
+
+
+@app.command(epilog=example("seekray serve up digits@champion wine/2 --port 8000"))
+def up(models: Models, port: Port = None, host: Host = None, address: Address = None, json: Json = False) -> None:
+    """Serve models; returns when each has answered a real prediction."""
+    from seekray.settings import settings
+    from seekray_serve import deploy
+
+    wanted = models_to_serve(models)
+    if not json:
+        note(f"starting {', '.join(m.name for m in wanted)} …")
+    found = deploy.up(wanted, settings(), host, port, address=address)
+    out(found, json, lambda: _text(found) + "\n\n" + "\n".join(curl(found["url"], m) for m in wanted))
+
+
+def curl(url: str, model: ModelToServe) -> str:
+    """A line that works as pasted."""
+    import json
+    import shlex
+
+    rows = json.loads((Path(model.bundle_path) / "sample.json").read_text())["rows"][:1]
+    body = shlex.quote(json.dumps({"rows": rows}))
+    return f"curl -s {url}/{model.name}/v1/predict -H 'Content-Type: application/json' -d {body}"
+
+
+def _text(found: dict[str, Any]) -> str:
+    if not found["models"]:
+        return "nothing is served; start with: seekray serve up MODEL"
+    rows = [[m["name"], m["version"], m["state"], m["replicas"], m["url"]] for m in found["models"]]
+    return table(rows, ["model", "version", "state", "replicas", "url"]) + f"\nfront door: {found['url']}"
+
+
+@app.command(epilog=example("seekray serve status --json"))
+def status(address: Address = None, json: Json = False) -> None:
+    """What is served."""
+    from seekray.settings import settings
+    from seekray_serve import deploy
+
+    found = deploy.status(settings(), address=address)
+    out(found, json, lambda: _text(found))
+
+
+@app.command(epilog=example("seekray serve down"))
+def down(address: Address = None, json: Json = False) -> None:
+    """End everything that `serve up` started."""
+    from seekray.settings import settings
+    from seekray_serve import deploy
+
+    found = deploy.down(settings(), address=address)
+    out(found, json, lambda: f"stopped: {', '.join(found['stopped']) or 'nothing was running'}")
+
+
+@app.command(epilog=example("seekray serve build digits@champion --out serve.yaml"))
+def build(
+    models: Models,
+    file: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("serve.yaml"),
+    port: Port = None,
+    host: Host = None,
+    json: Json = False,
+) -> None:
+    """Write a config file that plain `serve deploy` accepts."""
+    from seekray_serve import deploy
+
+    config = deploy.build(models_to_serve(models), file, host or deploy.DEFAULT_HOST, port or deploy.DEFAULT_PORT)
+    out(config, json, lambda: f"wrote {file}; deploy it with: serve deploy {file}")

@@ -1,0 +1,252 @@
+"""Delimited text files: CSV, TSV and their kin."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from seekray.data.columns import listed
+from seekray.data.parse import NUMBER, shown
+from seekray.data.source import BATCH_ROWS, Source, reading
+from seekray.errors import DataError
+
+HEAD = 1 << 20
+BLOCK = 16 << 20
+# Up to here a stream of batches is cut from the whole table; beyond, memory stays at a few blocks.
+WHOLE = 128 << 20
+DELIMITERS = ",;\t|"
+NULLS = ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "Null", "null", "None", "<NA>"]
+CONVERSION = re.compile(r"In CSV column #(\d+): CSV conversion error to ([^:]+): invalid value '(.*)'", re.DOTALL)
+WRONG_WIDTH = re.compile(r"Expected (\d+) columns, got (\d+)")
+
+
+class CsvSource(Source):
+    """One or more CSV files with the same header, UTF-8, quoted values may hold newlines.
+
+    A column's type is that of the whole file: whole numbers, numbers, true/false, dates, times, else
+    text; one value that does not fit makes it text. Empty cells and NA, NaN, null, None are missing.
+    Codes with leading zeros (seen in the first MiB) stay text.
+    """
+
+    def __init__(self, filesystem: Any, infos: Sequence[Any], delimiter: str | None, *, skip: bool) -> None:
+        super().__init__("CSV", [info.path for info in infos])
+        self._fs, self._infos, self._skip = filesystem, list(infos), skip
+        self._head = self._read_head(self.paths[0])
+        self._delimiter = delimiter or find_delimiter(self._head)
+        self._names = self._header()
+        self._types: dict[str, Any] = {}
+        self._schema: pa.Schema | None = None
+        self._rows: int | None = None
+
+    def _open(self, path: str) -> Any:
+        return self._fs.open_input_stream(path, compression="detect")
+
+    def _read_head(self, path: str) -> str:
+        with reading(path, "CSV"), self._open(path) as stream:
+            raw = bytes(stream.read(HEAD))
+        if not raw.strip():
+            raise DataError(f"{path} is empty, expected a header and rows", field="data.source")
+        # The cut may be in the middle of a character.
+        return raw.decode("utf-8-sig", errors="replace")
+
+    def _header(self) -> list[str]:
+        names = next(csv.reader(io.StringIO(self._head), delimiter=self._delimiter))
+        path = self.paths[0]
+        if names and all(re.match(NUMBER, n.strip()) for n in names):
+            raise DataError(
+                f"{path}: the first line is numbers ({listed(names, 4)}), expected column names", field="data.source"
+            )
+        if twice := next((n for i, n in enumerate(names) if n in names[:i]), None):
+            raise DataError(f"{path}: the header has {twice!r} twice; rename one", field="data.source")
+        return names
+
+    def _options(self, names: Sequence[str] | None, types: dict[str, Any]) -> Any:
+        return pacsv.ConvertOptions(
+            null_values=NULLS,
+            strings_can_be_null=True,
+            include_columns=list(names) if names is not None else None,
+            column_types=types,
+        )
+
+    def _parse(self, handler: Callable[[Any], str] | None = None) -> Any:
+        return pacsv.ParseOptions(
+            delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=handler, double_quote=True
+        )
+
+    @property
+    def schema(self) -> pa.Schema:
+        if self._schema is None:
+            path = self.paths[0]
+            with reading(path, "CSV"), self._open(path) as stream:
+                options = self._options(None, self._codes())
+                keep = self._parse(lambda row: "skip")
+                read = pacsv.ReadOptions(block_size=HEAD, use_threads=False)
+                try:
+                    with pacsv.open_csv(stream, read, keep, options) as reader:
+                        self._schema = reader.schema
+                except pa.ArrowInvalid as error:
+                    if "Empty CSV" not in str(error) and "straddling" not in str(error):
+                        raise
+                    self._schema = pa.schema([pa.field(n, pa.string()) for n in self._names])
+        return self._schema
+
+    def _codes(self) -> dict[str, Any]:
+        """Columns with leading zeros among the first rows: codes, not numbers."""
+        if not re.search(r"(^|[^\d.])0\d", self._head):
+            return {}
+        found: dict[str, Any] = {}
+        lines = self._head.splitlines()[1:-1] or self._head.splitlines()[1:]
+        for record in csv.reader(lines, delimiter=self._delimiter):
+            for name, value in zip(self._names, record, strict=False):
+                if value[:1] == "0" and value[1:2].isdigit() and value.isdigit():
+                    found[name] = pa.string()
+        return found
+
+    @property
+    def bytes(self) -> int | None:
+        return sum(info.size for info in self._infos)
+
+    def count(self) -> int | None:
+        return self._rows
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        names = self.names(columns)
+        self.malformed.clear()
+        found = []
+        before = 0
+        for path in self.paths:
+            with reading(path, "CSV"):
+                table = self._read(path, names, before)
+            before += table.num_rows + sum(1 for m in self.malformed if m["row"] >= before)
+            found.append(table)
+        self._rows = sum(t.num_rows for t in found)
+        return found[0] if len(found) == 1 else pa.concat_tables(found, promote_options="permissive")
+
+    def _read(self, path: str, names: list[str], before: int) -> pa.Table:
+        read = pacsv.ReadOptions(block_size=BLOCK // 8, use_threads=True)
+        options = self._options(names, self._codes())
+        try:
+            with self._open(path) as stream:
+                return pacsv.read_csv(stream, read, self._parse(), options)
+        except pa.ArrowInvalid as error:
+            if not WRONG_WIDTH.search(str(error)):
+                raise
+        # Only one thread knows row numbers.
+        read = pacsv.ReadOptions(block_size=BLOCK // 8, use_threads=False)
+        with self._open(path) as stream:
+            return pacsv.read_csv(stream, read, self._parse(self._handler(before)), options)
+
+    def _handler(self, before: int) -> Callable[[Any], str]:
+        def handle(row: Any) -> str:
+            number = before + row.number - 2
+            reason = f"expected {row.expected_columns} values, the row has {row.actual_columns}"
+            if not self._skip:
+                raise DataError(f"row {number}: {reason}: {shown(row.text)} (data.on_bad_row: skip leaves it out)")
+            self.malformed.append({"row": number, "column": None, "value": row.text, "reason": reason})
+            return "skip"
+
+        return handle
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        names = self.names(columns)
+        compressed = any(path.endswith((".gz", ".bz2", ".zst", ".lz4")) for path in self.paths)
+        if not compressed and (self.bytes or 0) <= WHOLE:
+            yield from self.table(names).to_batches(max_chunksize=BATCH_ROWS)
+            return
+        types = self._whole_types(names)
+        self.malformed.clear()
+        for path in self.paths:
+            with reading(path, "CSV"), self._open(path) as stream:
+                handler = self._handler(0) if self._skip else None
+                read = pacsv.ReadOptions(block_size=BLOCK // 8, use_threads=handler is None)
+                with pacsv.open_csv(stream, read, self._parse(handler), self._options(names, types)) as reader:
+                    for batch in reader:
+                        for start in range(0, batch.num_rows, BATCH_ROWS):
+                            yield batch.slice(start, BATCH_ROWS)
+
+    def _whole_types(self, names: list[str]) -> dict[str, Any]:
+        """Types that hold for all rows, by a pass over the files that begins again where one does not."""
+        if self._types.keys() >= set(names):
+            return self._types
+        types = self._codes()
+        rows = 0
+        for path in self.paths:
+            while True:
+                try:
+                    types, seen = self._check_types(path, names, types)
+                    rows += seen
+                    break
+                except pa.ArrowInvalid as error:
+                    types = types | self._wider(str(error), types, path)
+        self._types, self._rows = types, rows
+        return types
+
+    def _check_types(self, path: str, names: list[str], types: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        rows = 0
+        with reading_types(path), self._open(path) as stream:
+            keep = self._parse((lambda row: "skip") if self._skip else None)
+            read = pacsv.ReadOptions(block_size=BLOCK, use_threads=True)
+            with pacsv.open_csv(stream, read, keep, self._options(names, types)) as reader:
+                self._types = types = {field.name: field.type for field in reader.schema}
+                for batch in reader:
+                    rows += batch.num_rows
+        return types, rows
+
+    def _wider(self, message: str, types: dict[str, Any], path: str) -> dict[str, Any]:
+        """The type after a failed conversion."""
+        found = CONVERSION.search(message)
+        if not found:
+            with reading(path, "CSV"):
+                raise pa.ArrowInvalid(message)
+        name, kind, value = self._names[int(found[1])], found[2], found[3]
+        known = types | {n: t for n, t in self._types.items() if n not in types}
+        if kind in ("null", "int64") and re.match(NUMBER, value.strip()):
+            whole = kind == "null" and re.match(r"^-?\d{1,18}$", value.strip())
+            return known | {name: pa.int64() if whole else pa.float64()}
+        if kind == "null":
+            return known | {name: _type_of(value)}
+        return known | {name: pa.string()}
+
+
+def _type_of(value: str) -> Any:
+    """The type that a single value would be given."""
+    try:
+        return pacsv.read_csv(io.BytesIO(b'x\n"' + value.encode() + b'"\n')).schema.field(0).type
+    except pa.ArrowInvalid:
+        return pa.string()
+
+
+class reading_types:
+    """Like `reading`, but conversion errors pass: they tell the type."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, (pa.ArrowException, OSError)) and not CONVERSION.search(str(error)):
+            with reading(self._path, "CSV"):
+                raise error
+
+
+def find_delimiter(head: str) -> str:
+    """The delimiter that cuts the first records into the same number of values, more than one."""
+    best, most = ",", 1
+    for delimiter in DELIMITERS:
+        records = []
+        for record in csv.reader(io.StringIO(head[:65_536]), delimiter=delimiter):
+            records.append(record)
+            if len(records) == 20:
+                break
+        widths = [len(r) for r in records[: max(1, len(records) - 1)] if r]
+        if widths and widths[0] > most and sum(w == widths[0] for w in widths) * 10 >= len(widths) * 8:
+            best, most = delimiter, widths[0]
+    return best

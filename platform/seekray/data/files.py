@@ -1,0 +1,147 @@
+"""Typed files: Parquet, Arrow IPC, and folders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from seekray.data.source import BATCH_ROWS, Source, plain, plain_schema, reading
+from seekray.errors import DataError
+
+IMAGES_PER_BATCH = 256
+
+
+class FileSource(Source):
+    """Files whose sizes are known."""
+
+    def __init__(self, description: str, filesystem: Any, infos: Sequence[Any]) -> None:
+        super().__init__(description, [info.path for info in infos])
+        self._fs, self._infos = filesystem, list(infos)
+        self._schema: pa.Schema | None = None
+
+    @property
+    def bytes(self) -> int | None:
+        return sum(info.size for info in self._infos)
+
+
+class ParquetSource(FileSource):
+    """One file, or a folder whose `name=value` subfolders are columns (hive partitions)."""
+
+    def __init__(self, filesystem: Any, infos: Sequence[Any], root: str | None) -> None:
+        super().__init__("Parquet", filesystem, infos)
+        import pyarrow.dataset as pads
+
+        for info in infos:
+            if not info.size:
+                raise DataError(f"{info.path} is empty, expected Parquet", field="data.source")
+        where = root or self.paths[0]
+        with reading(where, "Parquet"):
+            partitioning = pads.HivePartitioning.discover(infer_dictionary=False)
+            options = {"format": "parquet", "filesystem": filesystem, "partitioning": partitioning}
+            base = {"partition_base_dir": root} if root else {}
+            dataset = pads.dataset(self.paths, **options, **base)
+            if len(infos) > 1:
+                # A column that is whole in one file may have fractions in the next.
+                schemas = [f.physical_schema for f in dataset.get_fragments()]
+                schema = pa.unify_schemas([*schemas, dataset.schema], promote_options="permissive")
+                dataset = pads.dataset(self.paths, schema=schema.remove_metadata(), **options, **base)
+        self._dataset, self._where = dataset, where
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._dataset.schema
+
+    def count(self) -> int | None:
+        with reading(self._where, "Parquet"):
+            return int(self._dataset.count_rows())
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        names = self.names(columns)
+        schema = plain_schema(self.schema, names)
+        with reading(self._where, "Parquet"):
+            # Few batches ahead: the default holds hundreds of MB of a wide table.
+            ahead = {"batch_size": BATCH_ROWS, "batch_readahead": 4, "fragment_readahead": 2}
+            for batch in self._dataset.to_batches(columns=names, **ahead):
+                if batch.num_rows:
+                    yield plain(batch, schema)
+
+
+class ArrowSource(FileSource):
+    """Arrow IPC: the file format (Feather too) and the stream format."""
+
+    def __init__(self, filesystem: Any, infos: Sequence[Any]) -> None:
+        super().__init__("Arrow IPC", filesystem, infos)
+        self._rows: int | None = None
+
+    def _readers(self, columns: Sequence[str] | None) -> Iterator[tuple[str, Any]]:
+        for path in self.paths:
+            with self._fs.open_input_file(path) as file:
+                is_file = file.read(6) == b"ARROW1"
+                file.seek(0)
+                opened = pa.ipc.open_file if is_file else pa.ipc.open_stream
+                if columns is not None:
+                    names = opened(file).schema.names
+                    file.seek(0)
+                    options = pa.ipc.IpcReadOptions(included_fields=[names.index(c) for c in columns])
+                    yield path, opened(file, options=options)
+                else:
+                    yield path, opened(file)
+
+    @property
+    def schema(self) -> pa.Schema:
+        if self._schema is None:
+            with reading(self.paths[0], "Arrow IPC"):
+                for _, reader in self._readers(None):
+                    self._schema = reader.schema
+                    break
+        return self._schema
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        names = self.names(columns)
+        schema = plain_schema(self.schema, names)
+        for path, reader in self._readers(names):
+            with reading(path, "Arrow IPC"):
+                whole = hasattr(reader, "get_batch")
+                source = (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else reader
+                for batch in source:
+                    for start in range(0, batch.num_rows, BATCH_ROWS):
+                        yield plain(batch.slice(start, BATCH_ROWS), schema)
+
+
+class ImageSource(FileSource):
+    """Images in a folder a class: columns `image` (the file's bytes), `label` (the folder) and `path`.
+
+    Images directly in the root have no label.
+    """
+
+    SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string()), ("path", pa.string())])
+
+    def __init__(self, filesystem: Any, infos: Sequence[Any], root: str) -> None:
+        super().__init__("images by class", filesystem, infos)
+        self._relative = [PurePosixPath(path[len(root) :].lstrip("/")) for path in self.paths]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.SCHEMA
+
+    def count(self) -> int | None:
+        return len(self.paths)
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        names = self.names(columns)
+        for start in range(0, len(self.paths), IMAGES_PER_BATCH):
+            part = slice(start, start + IMAGES_PER_BATCH)
+            found: dict[str, list[Any]] = {}
+            if "image" in names:
+                found["image"] = [self._read(path) for path in self.paths[part]]
+            found["label"] = [p.parts[0] if len(p.parts) > 1 else None for p in self._relative[part]]
+            found["path"] = [str(p) for p in self._relative[part]]
+            yield pa.RecordBatch.from_pydict({n: pa.array(found[n], self.SCHEMA.field(n).type) for n in names})
+
+    def _read(self, path: str) -> Any:
+        with reading(path, "an image"), self._fs.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())

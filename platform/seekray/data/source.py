@@ -1,0 +1,121 @@
+"""What every source is: a schema, and rows in batches, of the columns asked for only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seekray.data.columns import missing_column
+from seekray.errors import DataError, SeekrayError
+
+BATCH_ROWS = 65_536
+
+
+class Source:
+    """Rows of a sample, a file or a folder.
+
+    description: what it is (of a sample: where it comes from and its licence). paths: its files.
+    malformed: records that could not be read as rows at all, filled while reading where
+    `data.on_bad_row` is skip: {row, column, value, reason}; their row numbers are not those of any row read.
+    """
+
+    def __init__(self, description: str, paths: Sequence[str] = ()) -> None:
+        self.description = description
+        self.paths = list(paths)
+        self.malformed: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns and types from a short look; of CSV and JSON, those of the first rows."""
+        raise NotImplementedError
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of the files, None where it is not known."""
+        return None
+
+    def count(self) -> int | None:
+        """Number of rows, None where only reading tells."""
+        return None
+
+    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Rows in their order, all with one schema; only `columns` are read. Raises DataError."""
+        raise NotImplementedError
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of `columns`. Raises DataError."""
+        found = list(self.batches(columns))
+        if found:
+            return pa.Table.from_batches(found)
+        return plain_schema(self.schema, self.names(columns)).empty_table()
+
+    def names(self, columns: Sequence[str] | None) -> list[str]:
+        """The columns to read. Raises DataError naming the nearest where one is not there."""
+        have = self.schema.names
+        if columns is None:
+            return list(have)
+        for name in columns:
+            if name not in have:
+                raise missing_column(name, have)
+        return list(columns)
+
+
+@contextmanager
+def reading(path: str, what: str) -> Iterator[None]:
+    """Turn the errors of PyArrow and of the file system into DataError."""
+    try:
+        yield
+    except SeekrayError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is not there", field="data.source") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{path} cannot be read as {what}; it may be truncated or of another format: {reason}", field="data.source"
+        ) from error
+
+
+def plain_type(kind: Any) -> Any:
+    """The type that columns of `kind` have once read: no dictionaries, decimals, views or extensions."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if pa.types.is_decimal(kind):
+        return pa.float64()
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_binary_view(kind):
+        return pa.binary()
+    return kind
+
+
+def plain_schema(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """`names` of a schema with plain types."""
+    return pa.schema([pa.field(name, plain_type(schema.field(name).type)) for name in names])
+
+
+def plain(batch: Any, schema: pa.Schema) -> Any:
+    """A batch or table with the columns and types of `schema`. Raises ArrowInvalid."""
+    arrays = []
+    for field in schema:
+        array = batch.column(field.name)
+        if isinstance(array.type, pa.BaseExtensionType):
+            chunked = isinstance(array, pa.ChunkedArray)
+            array = pa.chunked_array([c.storage for c in array.chunks]) if chunked else array.storage
+        if pa.types.is_run_end_encoded(array.type):
+            array = pc.run_end_decode(array)
+        arrays.append(array if array.type == field.type else array.cast(field.type, safe=False))
+    if isinstance(batch, pa.Table):
+        return pa.Table.from_arrays(arrays, schema=schema)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

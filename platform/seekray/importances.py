@@ -1,0 +1,71 @@
+"""Which features a predictor leans on: permutation importances (Breiman 2001, doi:10.1023/A:1010933404324)."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from seekray.batch_parts import forward_rows
+from seekray.evaluation import known_targets
+from seekray.metrics import quick_metrics
+
+if TYPE_CHECKING:
+    from seekray.predictor import Predictor
+
+MEASURED = {"classification": "accuracy", "multilabel": "accuracy", "regression": "r2"}
+FEWEST_ROWS = 100
+
+
+def importances(
+    predictor: Predictor, table: pa.Table, *, repeats: int = 5, most_rows: int = 2000, seconds: float = 5.0, seed: int = 0
+) -> list[dict[str, Any]]:
+    """How much the metric falls when one feature's values are shuffled over the rows, the largest first.
+
+    Each: `{feature, importance, std, metric, repeats, rows}`, importance and std (over repeats) in units of
+    `metric` (accuracy or r2). At most `most_rows` rows, fewer where the time does not allow them; repeats
+    stop after `seconds`, the first always runs. Rows that cannot be evaluated are left out; too few (below
+    2) give an empty list.
+    """
+    schema = predictor.schema
+    metric = MEASURED[schema.task]
+    rng = np.random.default_rng(seed)
+    if len(table) > most_rows:
+        table = table.take(pa.array(np.sort(rng.choice(len(table), most_rows, replace=False))))
+    number, targets, _ = known_targets(predictor, table)
+    table = table.take(pa.array(number)).select([f.name for f in schema.features]).combine_chunks()
+    began = time.monotonic()
+    done = forward_rows(predictor, table)
+    once = time.monotonic() - began
+    if len(done.index) < 2:
+        return []
+    # Two passes over all features should fit.
+    rows = min(len(done.index), max(FEWEST_ROWS, int(len(done.index) * seconds / (2 * once * len(schema.features) + 1e-9))))
+    index = done.index[:rows]
+    table, targets = table.take(pa.array(index)), targets[torch.from_numpy(index)]
+    base = quick_metrics(done.outputs[:rows], targets, schema.task)[metric]
+    falls: dict[str, list[float]] = {f.name: [] for f in schema.features}
+    for repeat in range(repeats):
+        order = rng.permutation(rows)
+        for position, name in enumerate(table.column_names):
+            # In the single inputs that a row has, only this one is another row's.
+            shuffled = table.set_column(position, name, table.column(name).take(pa.array(order)))
+            outputs = predictor.forward(predictor.prepare(shuffled))
+            falls[name].append(base - quick_metrics(outputs, targets, schema.task)[metric])
+        if time.monotonic() - began > seconds * (repeat + 1) / (repeat + 2):
+            break
+    found = [
+        {
+            "feature": name,
+            "importance": float(np.mean(values)),
+            "std": float(np.std(values)),
+            "metric": metric,
+            "repeats": len(values),
+            "rows": rows,
+        }
+        for name, values in falls.items()
+    ]
+    return sorted(found, key=lambda f: -f["importance"])

@@ -1,0 +1,206 @@
+"""History and results → figures. The only file that imports matplotlib, and only when a figure is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from seekray.evaluation import Evaluation
+
+BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
+COLOURS = (BLUE, ORANGE, "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", GREY)
+MOST_CLASSES_NUMBERED = 20
+MOST_FEATURES = 25
+NAMES = {"lr": "learning rate", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "roc_auc": "ROC AUC", "macro_f1": "macro F1"}
+
+
+def _figure(columns: int = 1, width: float = 6.0, height: float = 4.2) -> tuple[Any, list[Any]]:
+    """A figure without pyplot: no global state, no display, half the import time."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color("#cbd5e1")
+        axis.grid(True, color="#e2e8f0", linewidth=0.8)
+        axis.set_axisbelow(True)
+        axis.tick_params(colors="#334155", length=0)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path | str) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})  # the same bytes for the same figure
+    return path
+
+
+def _name(key: str) -> str:
+    return NAMES.get(key, key.replace("_", " "))
+
+
+def curves(history: Sequence[Mapping[str, float]], path: Path | str) -> Path:
+    """Loss, metrics and learning rate by epoch, from the loop's history (a dict an epoch, `epoch` and figures).
+
+    `train_X` and `validation_X` share a panel. An empty history gives an empty figure that says so.
+    """
+    keys = [k for entry in history for k in entry]
+    plain = dict.fromkeys(k.removeprefix("train_").removeprefix("validation_") for k in keys)
+    panels = [k for k in plain if k not in ("epoch", "step", "seconds", "lr")][:4] + [k for k in ("lr",) if k in plain]
+    figure, axes = _figure(max(1, len(panels)), width=4.6, height=3.6)
+    if not panels:
+        axes[0].text(0.5, 0.5, "no epoch was finished", ha="center", va="center", transform=axes[0].transAxes, color=GREY)
+    for axis, panel in zip(axes, panels, strict=False):
+        for key, label, colour in (
+            (f"train_{panel}", "train", ORANGE),
+            (f"validation_{panel}", "validation", BLUE),
+            (panel, None, GREY),
+        ):
+            points = [(e["epoch"], e[key]) for e in history if e.get(key) is not None]
+            if points:
+                marker = "o" if len(points) < 3 else None
+                axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.8, marker=marker)
+        axis.set_title(_name(panel), loc="left", fontsize=11)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False)
+    return _save(figure, path)
+
+
+def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path | str) -> Path:
+    """Counts by actual class (rows) and predicted class (columns), coloured by the share of the row."""
+    import numpy as np
+
+    counts = np.asarray(matrix)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(12.0, max(4.2, 0.5 * len(classes) + 1.8))
+    figure, (axis,) = _figure(width=size + 0.8, height=size)
+    axis.grid(False)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= MOST_CLASSES_NUMBERED:
+        for row, column in np.argwhere(counts > 0):
+            colour = "white" if shares[row, column] > 0.55 else "#0f172a"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
+    shown = range(0, len(classes), max(1, len(classes) // 40 + 1) if len(classes) > 40 else 1)
+    labels = [_short(str(classes[i])) for i in shown]
+    slanted = max(map(len, labels), default=0) > 3
+    axis.set_xticks(
+        list(shown), labels, rotation=45 if slanted else 0, ha="right" if slanted else "center", rotation_mode="anchor"
+    )
+    axis.set_yticks(list(shown), labels)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("actual")
+    figure.colorbar(image, ax=axis, shrink=0.7, label="share of the actual class").outline.set_visible(False)
+    return _save(figure, path)
+
+
+def _short(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def residuals(targets: Sequence[float], predictions: Sequence[float], path: Path | str) -> Path:
+    """Prediction against target, and the residuals' spread, in the target's unit."""
+    import numpy as np
+
+    actual, predicted = np.asarray(targets, float), np.asarray(predictions, float)
+    figure, (left, right) = _figure(2, width=5, height=4.2)
+    if len(actual):
+        both = np.concatenate([actual, predicted])
+        ends = [both.min(), both.max()]
+        left.plot(ends, ends, color=GREY, linewidth=1, linestyle="--")
+        left.scatter(actual, predicted, s=14, alpha=max(0.15, min(0.7, 200 / len(actual))), color=BLUE, linewidths=0)
+        right.hist(predicted - actual, bins=min(40, max(5, int(len(actual) ** 0.5))), color=BLUE, alpha=0.85)
+        right.axvline(0, color=GREY, linewidth=1, linestyle="--")
+    left.set_xlabel("target")
+    left.set_ylabel("prediction")
+    right.set_xlabel("prediction - target")
+    right.set_ylabel("rows")
+    return _save(figure, path)
+
+
+def importances(found: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
+    """Permutation importances with their spread over repeats, the largest at the top."""
+    shown = list(found)[:MOST_FEATURES][::-1]
+    figure, (axis,) = _figure(width=6.4, height=max(2.2, 0.3 * len(shown) + 1.1))
+    axis.barh(
+        [_short(str(f["feature"]), 28) for f in shown],
+        [f["importance"] for f in shown],
+        xerr=[f["std"] for f in shown],
+        color=BLUE,
+        error_kw={"ecolor": GREY, "elinewidth": 1},
+    )
+    axis.grid(False, axis="y")
+    axis.axvline(0, color=GREY, linewidth=1)
+    metric = _name(str(shown[0]["metric"])) if shown else "the metric"
+    rest = len(found) - len(shown)
+    axis.set_xlabel(f"fall of {metric} when shuffled" + (f" ({rest} smaller ones not shown)" if rest > 0 else ""))
+    return _save(figure, path)
+
+
+def calibration(bins: Sequence[Mapping[str, float]], path: Path | str, error: float | None = None) -> Path:
+    """The reliability diagram: accuracy by predicted probability, with the rows of each bin below it."""
+    figure, (axis,) = _figure(width=5.2, height=4.6)
+    confidence, accuracy = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    most = max((b["count"] for b in bins), default=1)
+    axis.bar(confidence, [0.25 * b["count"] / most for b in bins], width=0.04, color="#dbeafe", label="rows (relative)")
+    axis.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="perfect")
+    axis.plot(confidence, accuracy, color=BLUE, marker="o", markersize=4, linewidth=1.6, label="model")
+    axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="predicted probability", ylabel="share that is right")
+    if error is not None:
+        axis.set_title(f"calibration error {error:.3f}", loc="left", fontsize=11)
+    axis.legend(frameon=False, loc="upper left")
+    return _save(figure, path)
+
+
+def compare_runs(runs: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
+    """Runs side by side: validation loss by epoch, and the metrics that all have.
+
+    runs: name -> `{"history": [...], "metrics": {...}}`, either may be missing.
+    """
+    figure, (left, right) = _figure(2, width=5.4, height=4.2)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
+    for name, run in runs.items():
+        history = run.get("history") or []
+        key = "validation_loss" if any("validation_loss" in e for e in history) else "train_loss"
+        points = [(e["epoch"], e[key]) for e in history if e.get(key) is not None]
+        if points:
+            left.plot(*zip(*points, strict=True), color=colours[name], linewidth=1.8, label=_short(name, 36))
+    left.set_title("validation loss", loc="left", fontsize=11)
+    left.set_xlabel("epoch")
+    tables = [run.get("metrics") or {} for run in runs.values()]
+    metrics = [m for m in tables[0] if all(isinstance(t.get(m), (int, float)) for t in tables)] if tables else []
+    metrics = [m for m in metrics if abs(max(t[m] for t in tables)) <= 1] or metrics[:3]
+    height = 0.8 / max(1, len(runs))
+    for i, (name, table) in enumerate(zip(runs, tables, strict=True)):
+        places = [row + i * height for row in range(len(metrics))]
+        bars = right.barh(places, [table[m] for m in metrics], height=height * 0.9, color=colours[name], label=_short(name, 36))
+        right.bar_label(bars, fmt="%.3f", padding=2, fontsize=8, color="#334155")
+    right.set_yticks([row + 0.4 - height / 2 for row in range(len(metrics))], [_name(m) for m in metrics])
+    right.invert_yaxis()
+    right.margins(x=0.14)
+    right.grid(False, axis="y")
+    right.set_title("metrics on held-out rows", loc="left", fontsize=11)
+    handles, labels = (right if metrics else left).get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+    return _save(figure, path)
+
+
+def result(evaluation: Evaluation, folder: Path | str) -> list[Path]:
+    """The figures of an evaluation: confusion matrix and calibration, or residuals; returns their paths."""
+    folder = Path(folder)
+    if evaluation.residuals is not None:
+        shown = evaluation.residuals
+        return [residuals(shown["target"], shown["prediction"], folder / "residuals.png")]
+    error = evaluation.metrics.get("calibration_error")
+    made = [calibration(evaluation.calibration, folder / "calibration.png", error)]
+    if evaluation.confusion is not None:
+        classes = [str(c["class"]) for c in evaluation.classes]
+        made.append(confusion_matrix(evaluation.confusion, classes, folder / "confusion_matrix.png"))
+    return made

@@ -1,0 +1,97 @@
+"""The model card: what a version is, from what, how good, how far it goes, how to call it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def model_card(
+    info: Mapping[str, Any],
+    *,
+    evaluation: Mapping[str, Any] | None = None,
+    importances: Sequence[Mapping[str, Any]] = (),
+    validation: Mapping[str, float] | None = None,
+    example: Mapping[str, Any] | None = None,
+) -> str:
+    """Markdown. info: bundle.json with the schema, and the bundle's hash as `hash`."""
+    name, features = info["name"], info["schema"]["features"]
+    evaluation = evaluation or {}
+    parts = [
+        f"# {name}",
+        f"A `{info['family']}` model for {info['task']}"
+        + (f" of `{'`, `'.join(info['schema']['targets'])}`" if info["schema"]["targets"] else "")
+        + f", from {len(features)} columns.",
+        "## Data",
+        _data(info),
+        "## Metrics",
+        _metrics(info, evaluation, validation or {}),
+    ]
+    for column, groups in (evaluation.get("groups") or {}).items():
+        parts += [f"### By `{column}`", _groups(groups)]
+    if importances:
+        parts += ["## What it looks at", "Loss of quality when a column is shuffled, on held-out rows:", _importances(importances)]
+    parts += ["## Limits", _limits(info), "## How to call it", _calls(name, example or {})]
+    parts += ["## Lineage", f"* run `{info['run_id']}`\n* bundle `{info['hash']}`"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _data(info: Mapping[str, Any]) -> str:
+    print_ = info["fingerprint"]
+    lines = [f"* {print_.get('rows', '?')} rows; {info['schema'].get('rows', '?')} of them trained on"]
+    lines += [f"* {key}: `{value}`" for key, value in print_.items() if key != "rows"]
+    return "\n".join(lines)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _metrics(info: Mapping[str, Any], evaluation: Mapping[str, Any], validation: Mapping[str, float]) -> str:
+    intervals = evaluation.get("intervals") or {}
+    lines = [f"| metric | {info['held_out']} | 95 % interval | validation |", "|---|---|---|---|"]
+    for key, value in info["metrics"].items():
+        low_high = intervals.get(key)
+        span = f"{_number(low_high[0])} to {_number(low_high[1])}" if low_high else ""
+        lines.append(f"| {key} | {_number(value)} | {span} | {_number(validation[key]) if key in validation else ''} |")
+    return "\n".join(lines)
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> str:
+    keys = [k for k in groups[0] if not isinstance(groups[0][k], dict)] if groups else []
+    metrics = list(groups[0].get("metrics", {})) if groups else []
+    lines = ["| " + " | ".join([*keys, *metrics]) + " |", "|" + "---|" * (len(keys) + len(metrics))]
+    for group in groups:
+        cells = [str(group[k]) for k in keys] + [_number(group["metrics"].get(m)) for m in metrics]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _importances(importances: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| column | mean | std |", "|---|---|---|"]
+    for entry in list(importances)[:20]:
+        lines.append(f"| {entry.get('feature')} | {_number(entry.get('mean'))} | {_number(entry.get('std'))} |")
+    return "\n".join(lines)
+
+
+def _limits(info: Mapping[str, Any]) -> str:
+    lines = ["* It knows the columns and the kinds of values that it was trained on; others are an error, not a guess."]
+    if info["task"] == "classification":
+        lines.append(f"* It answers one of {len(info['schema']['classes'])} classes, also for a row that belongs to none.")
+    lines.append("* Its metrics hold for rows like the held-out ones; measure again on your own with `seekray evaluate`.")
+    return "\n".join(lines)
+
+
+def _calls(name: str, example: Mapping[str, Any]) -> str:
+    body = json.dumps({"rows": [example]})
+    return f"""```python
+import mlflow
+mlflow.pyfunc.load_model("models:/{name}@champion").predict(dataframe)
+```
+
+```sh
+seekray predict {name}@champion --data rows.csv --out answers.csv
+seekray serve up {name}@champion
+curl -s http://127.0.0.1:8000/{name}/v1/predict -H 'Content-Type: application/json' -d '{body}'
+```"""
