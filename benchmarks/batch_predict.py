@@ -51,7 +51,7 @@ def make_bundle(folder: Path) -> Path:
     from seekray.storage import Storage
 
     torch.manual_seed(0)
-    state = {"mean": 0.0, "std": 1.0, "median": 0.0, "missing": False}
+    state = {"mean": 0.0, "std": 1.0, "fill": 0.0, "indicator": False}
     features = tuple(Feature(name=f"x{i}", kind="numeric", state=state) for i in range(COLUMNS))
     schema = FeatureSchema(features=features, task="classification", targets=("y",), classes=["no", "yes"], rows=1)
     config = NetConfig(hidden_size=(64, 64))
@@ -131,7 +131,16 @@ def main() -> None:
             check=True,
         )  # fmt: skip
         out = Path(folder) / ("out" if given.out == "folder" else f"out.{given.out}")
-        command = [sys.executable, __file__, "--workers", str(given.workers), "--child", f"{folder}/bundle", str(source), str(out)]
+        command = [
+            sys.executable,
+            __file__,
+            "--workers",
+            str(given.workers),
+            "--child",
+            f"{folder}/bundle",
+            str(source),
+            str(out),
+        ]
         began = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         memory = Memory(process.pid)

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,14 +44,12 @@ class PartResult:
 class Output(Protocol):
     """Takes parts.
 
-    ordered: they must come in order. part_rows, as_text: rows of a part and columns read as text,
-    those of an interrupted run where it is gone on with.
+    ordered: they must come in order. part_rows: rows of a part, those of an interrupted run where it is gone on with.
     """
 
     encoding: str
     ordered: bool
     part_rows: int
-    as_text: list[str]
 
     def done(self) -> dict[int, tuple[int, int]]:
         """Parts that are there from an earlier run: index -> rows, rejected."""
@@ -64,9 +62,6 @@ class Output(Protocol):
 
     def abandon(self) -> None:
         """Something failed: leave nothing half written."""
-
-    def restart(self, as_text: Sequence[str], keep: bool) -> None:
-        """The data is read from its beginning, those columns as text; keep: parts that are there stay right."""
 
 
 def encode(table: pa.Table, encoding: str, rejected: int = 0) -> Any:
@@ -108,8 +103,8 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
 def open_output(out: str, schema: pa.Schema, identity: Mapping[str, Any]) -> Output:
     """The output that an address asks for: a known suffix is one file, none a folder of parts.
 
-    identity: what a folder's parts belong to (bundle, data, columns) and how they are cut (part_rows,
-    as_text). Raises UserError for another suffix, or a folder that holds something else.
+    identity: what a folder's parts belong to (bundle, data, columns) and how they are cut (part_rows).
+    Raises UserError for another suffix, or a folder that holds something else.
     """
     suffix = os.path.splitext(out.rstrip("/").rsplit("/", 1)[-1])[1].lower()
     if suffix in KINDS:
@@ -144,7 +139,7 @@ class FolderOutput:
             )
         else:
             self._storage.write_json(MANIFEST, self._identity | {"complete": False})
-        self.part_rows, self.as_text = int(self._identity["part_rows"]), list(self._identity["as_text"])
+        self.part_rows = int(self._identity["part_rows"])
         self._find()
 
     def _check(self, out: str, before: Mapping[str, Any]) -> None:
@@ -194,16 +189,6 @@ class FolderOutput:
     def abandon(self) -> None:
         """Parts stay for the next run."""
 
-    def restart(self, as_text: Sequence[str], keep: bool) -> None:
-        if not keep:
-            for name in self._storage.list():
-                if _PART.fullmatch(name) or name == "rejected":
-                    self._storage.delete(name)
-            self._done = {}
-        self.as_text = list(as_text)
-        self._identity |= {"as_text": self.as_text}
-        self._storage.write_json(MANIFEST, self._identity | {"complete": False})
-
 
 def _shown(value: Any) -> str:
     text = str(value)
@@ -220,7 +205,6 @@ class FileOutput:
 
     def __init__(self, out: str, kind: str, schema: pa.Schema, part_rows: int) -> None:
         self.part_rows = part_rows
-        self.as_text: list[str] = []
         self._fs, self._target = filesystem(out)
         self.encoding = "ipc" if kind == "parquet" else kind
         if isinstance(self._fs, pafs.LocalFileSystem):
@@ -286,12 +270,6 @@ class FileOutput:
             made.unlink(missing_ok=True)
         if not isinstance(self._fs, pafs.LocalFileSystem):
             shutil.rmtree(self._beside.parent, ignore_errors=True)
-
-    def restart(self, as_text: Sequence[str], keep: bool) -> None:
-        self.as_text = list(as_text)
-        _quietly(self._close)
-        self._rejects.unlink(missing_ok=True)
-        self._start()
 
 
 def _quietly(action: Callable[[], None]) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,25 +12,18 @@ import numpy as np
 import pyarrow as pa
 
 from seekray.batch_output import PartResult, encode, json_lines
-from seekray.data.options import Data
-from seekray.data.sources import open_source
 from seekray.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from seekray.data.features import FeatureSchema
+    from seekray.data.source import Source
     from seekray.predictor import Predictor
 
 T = TypeVar("T")
 CHUNK_VALUES = 2**24
 CHUNK_ROWS = 8192
-
-
-def nearest(name: str, there: Sequence[str]) -> str:
-    """The end of an error message: which column was perhaps meant, or which there are."""
-    close = difflib.get_close_matches(name, there, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; there are: {', '.join(there[:20])}"
 
 
 def salvage(attempt: Callable[[pa.Table], T], table: pa.Table) -> tuple[list[tuple[int, int, T]], dict[int, str]]:
@@ -51,7 +43,7 @@ def salvage(attempt: Callable[[pa.Table], T], table: pa.Table) -> tuple[list[tup
         except DataError as error:
             if stop - start == 1:
                 # The row number in the message is that of the one-row table.
-                reasons[start] = re.sub(r", row 0:", ":", error.message)
+                reasons[start] = re.sub(r", row \d+:", ":", error.message)
                 continue
             middle = (start + stop) // 2
             waiting += [(middle, stop), (start, middle)]
@@ -106,77 +98,88 @@ def _bad_rows(predictor: Predictor, table: pa.Table) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What every process of a run is told. columns: read; names: the keys, or none for `row`; schema: of the answers."""
+    """What every process of a run is told. columns: read; keys: carried through, none for `row`; schema: of the answers."""
 
-    data: Data
     columns: tuple[str, ...]
     keys: tuple[str, ...]
-    types: Mapping[str, pa.DataType]
     part_rows: int
     encoding: str
     schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that travel together. first: the source's number of the first; malformed: records among them that are no rows."""
+
+    index: int
+    first: int
+    malformed: list[dict[str, Any]]
+    table: pa.Table
+
+    @property
+    def numbers(self) -> np.ndarray[Any, Any]:
+        """The source's number of each row; malformed records have theirs too."""
+        gone = [m["row"] for m in self.malformed]
+        return np.setdiff1d(np.arange(self.first, self.first + len(self.table) + len(gone)), gone)[: len(self.table)]
 
 
 def answer_schema(schema: FeatureSchema, source: pa.Schema, keys: Sequence[str]) -> pa.Schema:
     """Columns of the answers: the keys or `row`, `prediction`, `probability_<class>`."""
     fields = [pa.field(k, source.field(k).type) for k in keys] or [pa.field("row", pa.int64())]
     classes = pa.array(schema.classes or [0.0])
-    kind = pa.list_(classes.type) if schema.task == "multilabel" else classes.type
-    fields.append(pa.field("prediction", kind))
+    fields.append(pa.field("prediction", pa.list_(classes.type) if schema.task == "multilabel" else classes.type))
     fields += [pa.field(f"probability_{c}", pa.float64()) for c in schema.classes or ()]
     return pa.schema(fields)
 
 
-def predict_part(predictor: Predictor, plan: Plan, index: int, table: pa.Table) -> PartResult:
+def predict_part(predictor: Predictor, plan: Plan, part: Part) -> PartResult:
     """The answers to one part, encoded, and its rejected rows."""
-    done = forward_rows(predictor, table)
-    start = index * plan.part_rows
+    done = forward_rows(predictor, part.table)
+    numbers = part.numbers
     answers = predictor.decode(done.outputs).columns()
-    kept = table if len(done.index) == len(table) else table.take(pa.array(done.index))
-    columns: dict[str, Any] = {k: kept.column(k) for k in plan.keys} or {"row": pa.array(done.index + start)}
+    kept = part.table if len(done.index) == len(part.table) else part.table.take(pa.array(done.index))
+    columns: dict[str, Any] = {k: kept.column(k) for k in plan.keys} or {"row": pa.array(numbers[done.index])}
     arrays = [columns[f.name] if f.name in columns else pa.array(answers[f.name], f.type) for f in plan.schema]
     result = pa.table(arrays, names=plan.schema.names).cast(plan.schema)
-    rejects = b""
-    if done.reasons:
-        numbers = sorted(done.reasons)
-        rows = table.take(pa.array(numbers)).to_pylist()
-        rejects = json_lines(
-            {"row": start + n, "reason": done.reasons[n], "values": row} for n, row in zip(numbers, rows, strict=True)
-        )
-    data = encode(result, plan.encoding, len(done.reasons))
-    return PartResult(index, len(result), len(done.reasons), data, rejects)
+    bad = sorted(done.reasons)
+    values = part.table.take(pa.array(bad, pa.int64())).to_pylist()
+    rejects = [{"row": m["row"], "reason": m["reason"], "values": m["value"]} for m in part.malformed] + [
+        {"row": int(numbers[row]), "reason": done.reasons[row], "values": v} for row, v in zip(bad, values, strict=True)
+    ]
+    lines = json_lines(sorted(rejects, key=lambda r: r["row"])) if rejects else b""
+    return PartResult(part.index, len(result), len(rejects), encode(result, plan.encoding, len(rejects)), lines)
 
 
-class AsText(Exception):
-    """A CSV column's values do not fit the type its first block has; the file has to be read again with it as text."""
-
-
-def read_parts(plan: Plan, skip: frozenset[int]) -> Iterator[tuple[int, pa.Table]]:
-    """The input in parts of `plan.part_rows` rows, but those in `skip`. Raises DataError, AsText."""
-    source = open_source(plan.data)
+def read_parts(source: Source, plan: Plan, skip: frozenset[int]) -> Iterator[Part]:
+    """The source in parts of `plan.part_rows` rows, but those in `skip`. Raises DataError."""
     held: list[pa.RecordBatch] = []
-    index = rows = 0
-    try:
-        for batch in source.batches(plan.columns, plan.types):
-            while batch.num_rows:
-                piece = batch.slice(0, plan.part_rows - rows)
-                batch = batch.slice(piece.num_rows)
-                rows += piece.num_rows
+    index = rows = read = told = first = 0
+
+    def part(end: bool = False) -> Part:
+        nonlocal told, first
+        # What was malformed up to the last row of the part is known: it was read before that row.
+        waiting = sorted(source.malformed, key=lambda m: m["row"])[told:]
+        among: list[dict[str, Any]] = []
+        for record in waiting:
+            if end or record["row"] < read + told + len(among):
+                among.append(record)
+        told += len(among)
+        start, first = first, read + told
+        table = pa.concat_tables([pa.Table.from_batches([b]) for b in held]) if held else empty
+        return Part(index, start, among, table)
+
+    empty = pa.schema([source.schema.field(c) for c in plan.columns]).empty_table()
+    for batch in source.batches(plan.columns):
+        while batch.num_rows:
+            piece = batch.slice(0, plan.part_rows - rows)
+            batch = batch.slice(piece.num_rows)
+            rows, read = rows + piece.num_rows, read + piece.num_rows
+            if index not in skip:
+                held.append(piece)
+            if rows == plan.part_rows:
+                made = part()
                 if index not in skip:
-                    held.append(piece)
-                if rows == plan.part_rows:
-                    if held:
-                        yield index, _joined(held)
-                    held, rows, index = [], 0, index + 1
-    except DataError as error:
-        found = re.search(r"In CSV column #(\d+): CSV conversion error", error.message)
-        name = source.schema.names[int(found[1])] if found else None
-        if name is None or plan.types.get(name) == pa.string():
-            raise
-        raise AsText(name) from error
-    if held:
-        yield index, _joined(held)
-
-
-def _joined(batches: list[pa.RecordBatch]) -> pa.Table:
-    return pa.concat_tables([pa.Table.from_batches([b]) for b in batches], promote_options="permissive")
+                    yield made
+                held, rows, index = [], 0, index + 1
+    if (rows or len(source.malformed) > told) and index not in skip:
+        yield part(end=True)

@@ -8,25 +8,24 @@ cell, so that Ray Data, which may merge and split blocks by rows, can never cut 
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow.fs import LocalFileSystem
 
 from seekray.batch_output import Output, PartResult, encode, open_output
-from seekray.batch_parts import AsText, Plan, answer_schema, nearest, predict_part, read_parts
+from seekray.batch_parts import Part, Plan, answer_schema, predict_part, read_parts
 from seekray.data.options import Data
-from seekray.data.sources import Source, open_source
+from seekray.data.source import Source
+from seekray.data.sources import open_source
 from seekray.errors import DataError, SeekrayError
 from seekray.storage import filesystem
-
-if TYPE_CHECKING:
-    from seekray.data.features import FeatureSchema
 
 Connect = Callable[[], AbstractContextManager[Any]]
 Progress = Callable[[int, int | None], None]
@@ -68,48 +67,36 @@ def predict(
     from seekray.predictor import Predictor
 
     predictor = Predictor.load(bundle)
-    source = open_source(data)
-    names = [f.name for f in predictor.schema.features]
+    # A record that is no row is put aside like a row that cannot be predicted.
+    source = open_source(data.model_copy(update={"on_bad_row": "skip"}))
     keys = data.key or tuple(k for k in predictor.schema.key if k in source.schema.names)
-    for name in [*names, *keys]:
-        if name not in source.schema.names:
-            raise DataError(f"{data.source}: column {name!r} is missing{nearest(name, source.schema.names)}", field=name)
-    columns = tuple(dict.fromkeys([*keys, *names]))
-    types = _types(predictor.schema, source)
-    first = next(iter(source.batches(columns, types)), None)
-    read = first.schema if first is not None else pa.schema([source.schema.field(c) for c in columns])
+    columns = tuple(source.names(list(dict.fromkeys([*keys, *(f.name for f in predictor.schema.features)]))))
+    first = next(iter(source.batches(columns)), None)
+    read = first.schema if first is not None else source.schema
     schema = answer_schema(predictor.schema, read, keys)
     if len(set(schema.names)) < len(schema.names):
-        raise DataError(f"data.key: {', '.join(keys)} and the answers {', '.join(schema.names[len(keys) :])} share a name")
+        raise DataError(
+            f"data.key: a column of {', '.join(keys)} has the name of an answer; they are {', '.join(schema.names)}"
+        )
     identity = {
         "format": 1,
         "bundle": predictor.hash,
         "data": fingerprint(data, source),
         "columns": schema.names,
         "part_rows": part_rows or _part_rows(first),
-        "as_text": [],
     }
     output = open_output(out, schema, identity)
-    plan = Plan(data, columns, keys, types, output.part_rows, output.encoding, schema)
+    plan = Plan(columns, keys, output.part_rows, output.encoding, schema)
+    skip = frozenset(output.done())
     distributed = needs_ray(data, workers)
-    total = source.count()
     try:
         with connect() if distributed else nullcontext():
-            while True:
-                plan = _as_text(plan, output.as_text)
-                parts: Iterator[PartResult]
-                if distributed:
-                    parts = _over_ray(plan, bundle, output, workers, cpus_per_worker, gpus_per_worker)
-                else:
-                    parts = (predict_part(predictor, plan, *p) for p in read_parts(plan, frozenset(output.done())))
-                try:
-                    rows, rejected = _write(output, parts, total, progress)
-                    break
-                except AsText as error:
-                    name = str(error)
-                    # A number is the same read as text; another column's answers may not be.
-                    numeric = name in {f.name for f in predictor.schema.features if f.kind == "numeric"}
-                    output.restart([*output.as_text, name], keep=numeric and name not in keys)
+            if distributed:
+                local = not source.paths or isinstance(filesystem(data.source)[0], LocalFileSystem)
+                parts = _over_ray(plan, source, local, bundle, skip, output.ordered, workers, cpus_per_worker, gpus_per_worker)
+            else:
+                parts = (predict_part(predictor, plan, part) for part in read_parts(source, plan, skip))
+            rows, rejected = _write(output, parts, source.count(), progress)
         output.finish()
     except BaseException:
         output.abandon()
@@ -126,20 +113,6 @@ def _write(output: Output, parts: Iterator[PartResult], total: int | None, progr
         if progress:
             progress(rows + rejected, total)
     return rows, rejected
-
-
-def _types(schema: FeatureSchema, source: Source) -> dict[str, pa.DataType]:
-    """Numeric features are read as float64: a CSV column of integers may have a fraction further down."""
-    numeric = [f.name for f in schema.features if f.kind == "numeric"]
-    plain = (pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
-    return {n: pa.float64() for n in numeric if any(is_kind(source.schema.field(n).type) for is_kind in plain)}
-
-
-def _as_text(plan: Plan, names: Sequence[str]) -> Plan:
-    schema = plan.schema
-    for key in set(names) & set(plan.keys):
-        schema = schema.set(schema.get_field_index(key), pa.field(key, pa.string()))
-    return dataclasses.replace(plan, types={**plan.types, **dict.fromkeys(names, pa.string())}, schema=schema)
 
 
 def _part_rows(first: pa.RecordBatch | None) -> int:
@@ -183,11 +156,12 @@ class Worker:
             self._predictor = Predictor.load(folder)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row {part, table} to one row {part, rows, rejected, data, rejects}."""
-        (cell,) = batch.column("table")
-        table = pa.ipc.open_stream(cell.as_buffer()).read_all()
-        done = predict_part(self._predictor, self._plan, batch.column("part")[0].as_py(), table)
-        numbers = {"part": [done.index], "rows": [done.rows], "rejected": [done.rejected]}
+        """One row {index, first, malformed, table} to one row {index, rows, rejected, data, rejects}."""
+        (row,) = batch.select(["index", "first", "malformed"]).to_pylist()
+        table = pa.ipc.open_stream(batch.column("table")[0].as_buffer()).read_all()
+        part = Part(row["index"], row["first"], json.loads(row["malformed"]), table)
+        done = predict_part(self._predictor, self._plan, part)
+        numbers = {"index": [done.index], "rows": [done.rows], "rejected": [done.rejected]}
         return pa.table(numbers | {"data": _cell(done.data), "rejects": _cell(done.rejects)})
 
 
@@ -198,23 +172,30 @@ def _cell(data: Any) -> pa.Array:
 
 
 def _over_ray(
-    plan: Plan, bundle: Path | str, output: Output, workers: int | None, cpus: float, gpus: float
+    plan: Plan,
+    source: Source,
+    local: bool,
+    bundle: Path | str,
+    skip: frozenset[int],
+    ordered: bool,
+    workers: int | None,
+    cpus: float,
+    gpus: float,
 ) -> Iterator[PartResult]:
-    """Parts answered by actors; in order where the output wants it."""
+    """Parts answered by actors."""
     import ray
     from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, read_datasource
     from ray.data.block import BlockMetadata
 
-    skip = frozenset(output.done())
-
     def read() -> Iterator[pa.Table]:
-        for index, table in read_parts(plan, skip):
-            yield pa.table({"part": [index], "table": _cell(encode(table, "ipc"))})
+        for part in read_parts(source, plan, skip):
+            numbers = {"index": [part.index], "first": [part.first], "malformed": [json.dumps(part.malformed)]}
+            yield pa.table(numbers | {"table": _cell(encode(part.table, "ipc"))})
 
     class Parts(Datasource):  # type: ignore[misc]
         """The one task that reads: a text file can only be cut by reading it."""
 
-        supports_distributed_reads = "://" in plan.data.source  # a local path is this machine's
+        supports_distributed_reads = not local  # a local path is this machine's
 
         def estimate_inmemory_data_size(self) -> int | None:
             return None
@@ -227,7 +208,7 @@ def _over_ray(
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.target_max_block_size = 1  # a block is one part
-    context.execution_options.preserve_order = output.ordered
+    context.execution_options.preserve_order = ordered
     context.raise_original_map_exception = True
     for name in ("ray.data", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -244,14 +225,14 @@ def _over_ray(
         try:
             for batch in parts.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
                 cells = {name: batch.column(name)[0] for name in ("data", "rejects")}
-                numbers = {n: batch.column(n)[0].as_py() for n in ("part", "rows", "rejected")}
+                numbers = {n: batch.column(n)[0].as_py() for n in ("index", "rows", "rejected")}
                 yield PartResult(
-                    numbers["part"], numbers["rows"], numbers["rejected"],
+                    numbers["index"], numbers["rows"], numbers["rejected"],
                     cells["data"].as_buffer(), cells["rejects"].as_buffer(),
                 )  # fmt: skip
         except Exception as error:
             cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, (SeekrayError, AsText)):
+            while cause is not None and not isinstance(cause, SeekrayError):
                 cause = getattr(cause, "cause", None) or cause.__cause__
             if cause is None:
                 raise

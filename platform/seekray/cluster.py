@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from unittest import mock
@@ -45,7 +44,7 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
 
     place = find(settings, address)
     if place is None:
-        environment = private_ray_environment() | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        environment = private_ray_environment()  # ray.init turns token authentication on by itself
     elif place.token_file:
         environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": place.token_file}
     else:
@@ -66,9 +65,9 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
             else:
                 ray.init(address=place.gcs, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            where = place.gcs if place else "on this machine"
+            where = f"at {place.gcs}" if place else "could be started on this machine"
             raise ClusterError(
-                f"no Ray at {where}: {str(error).splitlines()[0]}. Look at --address, RAY_ADDRESS and `seekray doctor`"
+                f"no Ray {where}: {str(error).splitlines()[0]}. Look at --address, RAY_ADDRESS and `seekray doctor`"
             ) from error
         try:
             yield

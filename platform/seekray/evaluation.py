@@ -13,7 +13,10 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from seekray.batch_parts import forward_rows, nearest, salvage
+from seekray.batch_parts import forward_rows
+from seekray.data.columns import as_columns, missing_column
+from seekray.data.parse import Rejects, shown
+from seekray.data.targets import encode_targets
 from seekray.errors import DataError
 from seekray.metrics import RowSums, calibration_bins, full_metrics
 
@@ -92,7 +95,7 @@ def evaluate(
         raise DataError(f"model {predictor.name!r} has no target to evaluate against")
     for name in [*(f.name for f in schema.features), *schema.targets, *by]:
         if name not in table.column_names:
-            raise DataError(f"column {name!r} is missing{nearest(name, table.column_names)}", field=name)
+            raise missing_column(name, table.column_names)
     number, targets, reasons = known_targets(predictor, table)
     known = table if len(number) == len(table) else table.take(pa.array(number))
     done = forward_rows(predictor, known)
@@ -163,33 +166,11 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int = 1000, seed: int = 
 
 def known_targets(predictor: Predictor, table: pa.Table) -> tuple[np.ndarray[Any, Any], Tensor, dict[int, str]]:
     """Row numbers with a known target (N,), their encoded targets (see FeatureSchema), and the reason for each other row."""
-    schema = predictor.schema
-    present = np.ones(len(table), bool)
-    reasons: dict[int, str] = {}
-    for name in schema.targets:
-        column = table[name]
-        absent = pc.is_null(column, nan_is_null=True).to_numpy(zero_copy_only=False)
-        reasons |= {int(row): f"target {name!r} is missing" for row in np.flatnonzero(absent & present)}
-        present &= ~absent
-    number = np.flatnonzero(present)
-    table = table.select(list(schema.targets))
-    table = table if len(number) == len(table) else table.take(pa.array(number))
-
-    def encode(part: pa.Table) -> Tensor:
-        return torch.as_tensor(schema.encode_targets(part))
-
-    pieces, wrong = salvage(encode, table)  # a text where a number should be raises
-    encoded = torch.cat([piece for _, _, piece in pieces]) if pieces else torch.zeros(0, len(schema.targets))
-    good = np.ones(len(number), bool)
-    good[list(wrong)] = False
-    unknown = encoded < 0 if schema.task == "classification" else encoded.isnan().any(1)
-    for row in np.flatnonzero(good)[unknown.numpy()].tolist():
-        value = table.column(0)[row].as_py()
-        kind = "a class of the model" if schema.task == "classification" else "a number"
-        wrong[row] = f"target {schema.targets[0]!r}: {value!r} is not {kind}"
-    reasons |= {int(number[row]): reason for row, reason in wrong.items()}
-    good[list(wrong)] = False
-    return number[good], encoded[~unknown], reasons
+    rejects = Rejects(strict=False)
+    encoded = encode_targets(predictor.schema, as_columns(table), rejects)
+    reasons = {r["row"]: f"{r['column']!r}: {r['reason']}, got {shown(r['value'])}" for r in reversed(rejects.found)}
+    number = np.setdiff1d(np.arange(len(table)), list(reasons))
+    return number, torch.from_numpy(encoded[number]), reasons
 
 
 def _resampled(sums: Sequence[RowSums], resamples: int, seed: int) -> list[dict[str, Tensor]]:

@@ -52,7 +52,7 @@ class BatchModel:
         try:
             parts.append((members, self._predictor.prepare(columns)))
         except Exception as error:
-            if True:
+            if len(members) == 1:
                 answers[members[0]] = error
                 return
             # One of them is bad; alone, each gets its own answer and its own row numbers.

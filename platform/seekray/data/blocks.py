@@ -8,7 +8,7 @@ every door. Features of free form (text, image) are in `media.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any, ClassVar, Protocol
@@ -71,13 +71,13 @@ def fit_numbers(values: Array) -> tuple[State, list[str]]:
     finite = values if (whole := bool(usable.all())) else values[usable]
     if not len(finite):
         notes.append("no training row has a value; it contributes zeros")
-        return {"mean": 0.0, "std": 0.0, "fill": 0.0, "indicator": False}, notes
+        return {"mean": 0.0, "std": 0.0, "median": 0.0, "missing": False}, notes
     mean, std = float(np.mean(finite)), float(np.std(finite))
     if finite.min() == finite.max():
         std = 0.0
         if whole:
             notes.append(f"is constant ({finite[0]:g}) on the training rows; it contributes zeros")
-    return {"mean": mean, "std": std, "fill": float(np.median(finite)), "indicator": not whole}, notes
+    return {"mean": mean, "std": std, "median": float(np.median(finite)), "missing": not whole}, notes
 
 
 def fit_boolean(values: Array) -> tuple[State, list[str]]:
@@ -87,7 +87,7 @@ def fit_boolean(values: Array) -> tuple[State, list[str]]:
     notes = []
     if not len(seen) or (not missing.any() and seen.min() == seen.max()):
         notes.append("is constant on the training rows")
-    return {"mean": 0.0, "std": 1.0, "fill": 0.5, "indicator": bool(missing.any() and len(seen))}, notes
+    return {"mean": 0.0, "std": 1.0, "median": 0.5, "missing": bool(missing.any() and len(seen))}, notes
 
 
 def _inverse(std: float) -> float:
@@ -102,15 +102,15 @@ class NumericBlock:
     in training has an indicator column, after all features. A constant feature has scale 0.
     """
 
-    parse: ClassVar[Callable[[Column, str, Rejects], Array]] = staticmethod(numbers)
-    plain: ClassVar[frozenset[type]] = PLAIN_NUMBERS
+    parse: ClassVar[Any] = staticmethod(numbers)
+    plain: ClassVar[frozenset[Any]] = PLAIN_NUMBERS
 
     def __init__(self, features: Sequence[Fitted]) -> None:
         self.names = tuple(f.name for f in features)
         self.mean = np.array([f.state["mean"] for f in features])
         self.inverse = np.array([_inverse(f.state["std"]) for f in features])
-        self.fill = np.array([f.state["fill"] for f in features])
-        self.indicators = np.flatnonzero([f.state["indicator"] for f in features])
+        self.fill = np.array([f.state["median"] for f in features])
+        self.indicators = np.flatnonzero([f.state["missing"] for f in features])
         self.width = len(features) + len(self.indicators)
         self._get = itemgetter(*self.names) if len(features) > 1 else None
 

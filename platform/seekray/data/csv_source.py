@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -13,11 +14,12 @@ import pyarrow.csv as pacsv
 
 from seekray.data.columns import listed
 from seekray.data.parse import NUMBER, shown
-from seekray.data.source import BATCH_ROWS, Source, reading
+from seekray.data.source import BATCH_ROWS, Source, Types, reading
 from seekray.errors import DataError
 
 HEAD = 1 << 20
 BLOCK = 16 << 20
+SMALL_BLOCK = 2 << 20
 # Up to here a stream of batches is cut from the whole table; beyond, memory stays at a few blocks.
 WHOLE = 128 << 20
 DELIMITERS = ",;\t|"
@@ -110,71 +112,91 @@ class CsvSource(Source):
 
     @property
     def bytes(self) -> int | None:
-        return sum(info.size for info in self._infos)
+        return sum(int(info.size) for info in self._infos)
 
     def count(self) -> int | None:
         return self._rows
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        names = self.names(columns)
+        return self._table(self.names(columns), None)
+
+    def _table(self, names: list[str], types: Types | None) -> pa.Table:
         self.malformed.clear()
         found = []
         before = 0
         for path in self.paths:
             with reading(path, "CSV"):
-                table = self._read(path, names, before)
+                table = self._read(path, names, before, self._codes() | dict(types or {}))
             before += table.num_rows + sum(1 for m in self.malformed if m["row"] >= before)
             found.append(table)
         self._rows = sum(t.num_rows for t in found)
         return found[0] if len(found) == 1 else pa.concat_tables(found, promote_options="permissive")
 
-    def _read(self, path: str, names: list[str], before: int) -> pa.Table:
-        read = pacsv.ReadOptions(block_size=BLOCK // 8, use_threads=True)
-        options = self._options(names, self._codes())
+    def _read(self, path: str, names: list[str], before: int, types: dict[str, Any]) -> pa.Table:
+        read = pacsv.ReadOptions(block_size=SMALL_BLOCK, use_threads=True)
+        options = self._options(names, types)
         try:
             with self._open(path) as stream:
                 return pacsv.read_csv(stream, read, self._parse(), options)
         except pa.ArrowInvalid as error:
+            if CONVERSION.search(str(error)) and types:
+                # What was asked for does not fit all rows.
+                return self._read(path, names, before, {})
             if not WRONG_WIDTH.search(str(error)):
                 raise
         # Only one thread knows row numbers.
-        read = pacsv.ReadOptions(block_size=BLOCK // 8, use_threads=False)
-        with self._open(path) as stream:
-            return pacsv.read_csv(stream, read, self._parse(self._handler(before)), options)
+        read = pacsv.ReadOptions(block_size=SMALL_BLOCK, use_threads=False)
+        with self._malformed(before) as handler, self._open(path) as stream:
+            return pacsv.read_csv(stream, read, self._parse(handler), options)
 
-    def _handler(self, before: int) -> Callable[[Any], str]:
+    @contextmanager
+    def _malformed(self, before: int) -> Iterator[Callable[[Any], str]]:
+        """A handler that notes rows of the wrong width and, unless rows may be skipped, ends the reading."""
+        first: list[str] = []
+
         def handle(row: Any) -> str:
             number = before + row.number - 2
             reason = f"expected {row.expected_columns} values, the row has {row.actual_columns}"
             if not self._skip:
-                raise DataError(f"row {number}: {reason}: {shown(row.text)} (data.on_bad_row: skip leaves it out)")
+                first.append(f"row {number}: {reason}: {shown(row.text)} (data.on_bad_row: skip leaves such rows out)")
+                return "error"
             self.malformed.append({"row": number, "column": None, "value": row.text, "reason": reason})
             return "skip"
 
-        return handle
+        try:
+            yield handle
+        except pa.ArrowInvalid:
+            if first:
+                raise DataError(first[0], field="data.source") from None
+            raise
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         names = self.names(columns)
         compressed = any(path.endswith((".gz", ".bz2", ".zst", ".lz4")) for path in self.paths)
         if not compressed and (self.bytes or 0) <= WHOLE:
-            yield from self.table(names).to_batches(max_chunksize=BATCH_ROWS)
+            yield from self._table(names, types).to_batches(max_chunksize=BATCH_ROWS)
             return
-        types = self._whole_types(names)
+        known = dict(types or {})
+        if not known.keys() >= set(names):
+            known = self._whole_types(names, known)
         self.malformed.clear()
+        before = 0
         for path in self.paths:
-            with reading(path, "CSV"), self._open(path) as stream:
-                handler = self._handler(0) if self._skip else None
-                read = pacsv.ReadOptions(block_size=BLOCK // 8, use_threads=handler is None)
-                with pacsv.open_csv(stream, read, self._parse(handler), self._options(names, types)) as reader:
+            with reading(path, "CSV"), self._malformed(before) as handler, self._open(path) as stream:
+                read = pacsv.ReadOptions(block_size=SMALL_BLOCK, use_threads=not self._skip)
+                parse = self._parse(handler if self._skip else None)
+                with pacsv.open_csv(stream, read, parse, self._options(names, known)) as reader:
                     for batch in reader:
+                        before += batch.num_rows
                         for start in range(0, batch.num_rows, BATCH_ROWS):
                             yield batch.slice(start, BATCH_ROWS)
+            before += sum(1 for m in self.malformed if m["row"] >= before)
 
-    def _whole_types(self, names: list[str]) -> dict[str, Any]:
+    def _whole_types(self, names: list[str], types: dict[str, Any]) -> dict[str, Any]:
         """Types that hold for all rows, by a pass over the files that begins again where one does not."""
         if self._types.keys() >= set(names):
             return self._types
-        types = self._codes()
+        types = self._codes() | types
         rows = 0
         for path in self.paths:
             while True:

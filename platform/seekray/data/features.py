@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +71,9 @@ class FeatureSchema:
     target_mean: float = 0.0
     target_std: float = 1.0
     rows: int = 0
+    _blocks: list[Block] = field(init=False, repr=False, compare=False)
+    _categorical: CategoricalBlock = field(init=False, repr=False, compare=False)
+    _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         by_kind = {kind: [f for f in self.features if f.kind == kind] for kind in (*DENSE_BLOCKS, "categorical")}
@@ -78,11 +81,6 @@ class FeatureSchema:
         object.__setattr__(self, "_blocks", blocks)
         object.__setattr__(self, "_categorical", CategoricalBlock(by_kind["categorical"]))
         object.__setattr__(self, "_names", tuple(f.name for f in self.features))
-
-    if TYPE_CHECKING:
-        _blocks: list[Block]
-        _categorical: CategoricalBlock
-        _names: tuple[str, ...]
 
     @property
     def dense_size(self) -> int:
@@ -137,7 +135,8 @@ class FeatureSchema:
     def encode_targets(self, columns: Any) -> Array:
         """Targets of rows: int64 (B,) class numbers, float32 (B, 1) standardised, or float32 (B, T) of 0 and 1.
 
-        Raises DataError for missing or unknown answers, with the row.
+        A missing class, or one that training did not know, is -1; a missing number or label is NaN.
+        Raises DataError for a value of the wrong type, with the row.
         """
         return encode_targets(self, as_columns(columns), Rejects())
 
@@ -159,17 +158,19 @@ class FeatureSchema:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values; floats keep every bit."""
-        return {"format": FORMAT} | asdict(self)
+        features = [{f.name: getattr(feature, f.name) for f in fields(feature)} for feature in self.features]
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {"format": FORMAT} | own | {"features": features}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FeatureSchema:
         """The schema of `to_json`. Raises DataError for another format."""
-        fields = dict(value)
-        if (found := fields.pop("format", None)) != FORMAT:
+        given = dict(value)
+        if (found := given.pop("format", None)) != FORMAT:
             raise DataError(f"the feature schema has format {found}, this seekray reads {FORMAT}")
         for name in ("targets", "key"):
-            fields[name] = tuple(fields[name])
-        return cls(**fields | {"features": tuple(Feature(**f) for f in fields["features"])})
+            given[name] = tuple(given[name])
+        return cls(**given | {"features": tuple(Feature(**f) for f in given["features"])})
 
 
 def fit(table: Any, data: Data, task: str) -> FeatureSchema:
@@ -177,10 +178,3 @@ def fit(table: Any, data: Data, task: str) -> FeatureSchema:
     from seekray.data import fitting
 
     return fitting.fit(table, data, task)
-
-
-def infer_kinds(table: Any, data: Data) -> dict[str, str]:
-    """Feature name → kind; `kinds.guess_kinds` has the reasons. Raises DataError."""
-    from seekray.data import kinds
-
-    return kinds.infer_kinds(table, data)

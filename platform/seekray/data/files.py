@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
-from seekray.data.source import BATCH_ROWS, Source, plain, plain_schema, reading
+from seekray.data.source import BATCH_ROWS, Source, Types, plain, plain_schema, reading
 from seekray.errors import DataError
 
 IMAGES_PER_BATCH = 256
@@ -25,7 +25,7 @@ class FileSource(Source):
 
     @property
     def bytes(self) -> int | None:
-        return sum(info.size for info in self._infos)
+        return sum(int(info.size) for info in self._infos)
 
 
 class ParquetSource(FileSource):
@@ -59,7 +59,7 @@ class ParquetSource(FileSource):
         with reading(self._where, "Parquet"):
             return int(self._dataset.count_rows())
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         names = self.names(columns)
         schema = plain_schema(self.schema, names)
         with reading(self._where, "Parquet"):
@@ -100,7 +100,7 @@ class ArrowSource(FileSource):
                     break
         return self._schema
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         names = self.names(columns)
         schema = plain_schema(self.schema, names)
         for path, reader in self._readers(names):
@@ -131,7 +131,7 @@ class ImageSource(FileSource):
     def count(self) -> int | None:
         return len(self.paths)
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         names = self.names(columns)
         for start in range(0, len(self.paths), IMAGES_PER_BATCH):
             part = slice(start, start + IMAGES_PER_BATCH)

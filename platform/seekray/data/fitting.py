@@ -11,7 +11,7 @@ import pyarrow as pa
 from seekray.data.blocks import fit_boolean, fit_categories, fit_numbers, fit_vector, seconds
 from seekray.data.columns import Columns, as_columns
 from seekray.data.features import Feature, FeatureSchema
-from seekray.data.kinds import guess_kinds
+from seekray.data.kinds import infer_kinds
 from seekray.data.media import example_image, fit_image, fit_text, images, texts
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Column, Rejects, as_array, booleans, is_arrow, is_missing, numbers, times, vectors
@@ -73,7 +73,7 @@ def fit_columns(
 
 def fit(table: pa.Table, data: Data, task: str) -> FeatureSchema:
     """The schema of a table of training rows. Raises DataError for any value that cannot be read."""
-    kinds = {guess.name: guess.kind for guess in guess_kinds(table, data)}
+    kinds = {guess.name: guess.kind for guess in infer_kinds(table, data)}
     given = as_columns(table)
     read: dict[str, Any] = {name: given[name] for name in data.targets}
     for name, kind in kinds.items():

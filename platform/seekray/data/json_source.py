@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import pyarrow as pa
 import pyarrow.json as pajson
 
 from seekray.data.parse import category, shown
-from seekray.data.source import BATCH_ROWS, Source, reading
+from seekray.data.source import BATCH_ROWS, Source, Types, reading
 from seekray.errors import DataError
 
 HEAD = 1 << 20
 BLOCK = 16 << 20
 WHOLE = 64 << 20
+# The class has a property of that name.
+Raw: TypeAlias = bytes
 
 
 class JsonSource(Source):
@@ -34,7 +36,7 @@ class JsonSource(Source):
 
     @property
     def bytes(self) -> int | None:
-        return sum(info.size for info in self._infos)
+        return sum(int(info.size) for info in self._infos)
 
     @property
     def schema(self) -> pa.Schema:
@@ -49,7 +51,7 @@ class JsonSource(Source):
                 self._head = table.schema
         return self._head
 
-    def _blocks(self, path: str, size: int) -> Iterator[bytes]:
+    def _blocks(self, path: str, size: int) -> Iterator[Raw]:
         """Pieces of whole lines; a JSON text has no newline inside a value."""
         with self._fs.open_input_stream(path, compression="detect") as stream:
             rest = b""
@@ -83,7 +85,7 @@ class JsonSource(Source):
             self._whole = found[0] if found else self.schema
         return self._whole
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         if (self.bytes or 0) <= WHOLE:
             yield from self.table(columns).to_batches(max_chunksize=BATCH_ROWS)
             return
@@ -113,7 +115,7 @@ class JsonSource(Source):
                     row += table.num_rows + sum(1 for m in self.malformed if m["row"] >= row)
                     yield table if schema is None else _cast(table, schema)
 
-    def _parse(self, block: bytes, schema: pa.Schema | None, first: int, malformed: list[dict[str, Any]]) -> pa.Table:
+    def _parse(self, block: Raw, schema: pa.Schema | None, first: int, malformed: list[dict[str, Any]]) -> pa.Table:
         options = pajson.ParseOptions(
             explicit_schema=schema, unexpected_field_behavior="ignore" if schema is not None else "infer"
         )
@@ -123,7 +125,7 @@ class JsonSource(Source):
             # A bad line or a column of mixed types: line by line tells which.
             return self._parse_lines(block, first, malformed)
 
-    def _parse_lines(self, block: bytes, first: int, malformed: list[dict[str, Any]]) -> pa.Table:
+    def _parse_lines(self, block: Raw, first: int, malformed: list[dict[str, Any]]) -> pa.Table:
         rows: list[dict[str, Any]] = []
         number = first - 1
         for line in block.split(b"\n"):
@@ -142,7 +144,7 @@ class JsonSource(Source):
         names = list(dict.fromkeys(name for row in rows for name in row))
         return pa.table({name: _array([row.get(name) for row in rows]) for name in names})
 
-    def _bad(self, malformed: list[dict[str, Any]], row: int, line: bytes, reason: str) -> None:
+    def _bad(self, malformed: list[dict[str, Any]], row: int, line: Raw, reason: str) -> None:
         text = line.decode("utf-8", "replace")
         if not self._skip:
             raise DataError(f"row {row}: {reason}: {shown(text)} (data.on_bad_row: skip leaves it out)")

@@ -21,17 +21,17 @@ FEW = 20
 
 
 @dataclass(frozen=True)
-class Guess:
-    """An inferred kind; `unsure` is worth a word to the user, `identifier` columns tell rows apart and teach nothing."""
+class Inferred:
+    """An inferred kind; `unsure` is worth a word to the user, `looks_like_key` columns tell rows apart and teach nothing."""
 
     name: str
     kind: str
     reason: str
     unsure: bool = False
-    identifier: bool = False
+    looks_like_key: bool = False
 
 
-def guess_kinds(table: pa.Table, data: Data) -> list[Guess]:
+def infer_kinds(table: pa.Table, data: Data) -> list[Inferred]:
     """The kind of each feature column of a table (a sample will do), given kinds first.
 
     Raises DataError for a type that no kind reads.
@@ -46,73 +46,68 @@ def guess_kinds(table: pa.Table, data: Data) -> list[Guess]:
         if data.features is not None and name not in data.features:
             continue
         if name in given and (kind := given[name].kind):
-            out.append(Guess(name, kind, "given in data.features"))
+            out.append(Inferred(name, kind, "given in data.features"))
         else:
-            out.append(_guess(name, as_array(table.column(name))))
+            out.append(infer(name, as_array(table.column(name))))
     return out
 
 
-def infer_kinds(table: pa.Table, data: Data) -> dict[str, str]:
-    """Feature name → kind, in the table's order. Raises DataError."""
-    return {guess.name: guess.kind for guess in guess_kinds(table, data)}
-
-
-def _guess(name: str, array: Any) -> Guess:
+def infer(name: str, array: Any) -> Inferred:
     kind = array.type
     if pa.types.is_null(kind) or array.null_count == len(array):
-        return Guess(name, "numeric", "no row has a value", unsure=True)
+        return Inferred(name, "numeric", "no row has a value", unsure=True)
     if pa.types.is_boolean(kind):
-        return Guess(name, "boolean", "true and false")
+        return Inferred(name, "boolean", "true and false")
     if is_number(kind) or pa.types.is_duration(kind):
         return _guess_number(name, array)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_time(kind):
-        return Guess(name, "timestamp", f"{kind} values")
+        return Inferred(name, "timestamp", f"{kind} values")
     if is_text(kind):
         return _guess_text(name, array.drop_null())
     if is_bytes(kind):
-        return Guess(name, "image", "binary values")
+        return Inferred(name, "image", "binary values")
     if is_list(kind) and is_number(kind.value_type):
-        return Guess(name, "vector", "lists of numbers")
+        return Inferred(name, "vector", "lists of numbers")
     raise DataError(f"column {name!r} holds {kind} values, which no feature kind reads; put it into data.exclude", field=name)
 
 
-def _guess_number(name: str, array: Any) -> Guess:
+def _guess_number(name: str, array: Any) -> Inferred:
     if not pa.types.is_integer(array.type):
-        return Guess(name, "numeric", "numbers")
+        return Inferred(name, "numeric", "numbers")
     distinct = pc.count_distinct(array).as_py()
     if distinct == len(array) > 2 and _is_id(name):
-        return Guess(name, "numeric", "whole numbers, all different, named like an identifier", True, True)
+        return Inferred(name, "numeric", "whole numbers, all different, named like an identifier", True, True)
     if 2 < distinct <= FEW and distinct * 10 <= len(array):
-        return Guess(name, "numeric", f"whole numbers, only {distinct} different: perhaps categories", unsure=True)
-    return Guess(name, "numeric", "whole numbers")
+        return Inferred(name, "numeric", f"whole numbers, only {distinct} different: perhaps categories", unsure=True)
+    return Inferred(name, "numeric", "whole numbers")
 
 
 def _is_id(name: str) -> bool:
     return bool(ID_NAME.search(name) or ID_CAMEL.search(name))
 
 
-def _guess_text(name: str, array: Any) -> Guess:
+def _guess_text(name: str, array: Any) -> Inferred:
     rows = len(array)
     distinct = pc.count_distinct(array).as_py()
     numeric = number_mask(array)
     share = (pc.sum(numeric).as_py() or 0) / max(1, rows - numeric.null_count)
     if share == 1 and distinct <= max(FEW, rows // 20):
-        return Guess(name, "categorical", f"numbers written as text, {distinct} different", unsure=True)
+        return Inferred(name, "categorical", f"numbers written as text, {distinct} different", unsure=True)
     if share >= MOSTLY:
         bad = round((1 - share) * rows)
         reason = f"numbers, but for {bad} of {rows} values" if bad else "numbers written as text"
-        return Guess(name, "numeric", reason, unsure=True)
+        return Inferred(name, "numeric", reason, unsure=True)
     trimmed = pc.utf8_trim_whitespace(array)
     for pattern in (ISO_TIME, CLOCK_TIME):
         share = (pc.sum(pc.match_substring_regex(trimmed, pattern)).as_py() or 0) / rows
         if share >= MOSTLY:
-            return Guess(name, "timestamp", "dates or times (ISO 8601)", unsure=share < 1)
+            return Inferred(name, "timestamp", "dates or times (ISO 8601)", unsure=share < 1)
     if distinct == rows > 2 and _is_id(name):
-        return Guess(name, "categorical", "all different, named like an identifier", True, True)
+        return Inferred(name, "categorical", "all different, named like an identifier", True, True)
     length = pc.mean(pc.utf8_length(array)).as_py()
     words = pc.mean(pc.count_substring(trimmed, " ")).as_py() + 1
     if distinct > rows / 2 and rows > 2 and (words >= 3 or length >= 30):
-        return Guess(name, "text", f"mostly different, {words:.0f} words each")
+        return Inferred(name, "text", f"mostly different, {words:.0f} words each")
     if distinct > max(FEW, rows / 2):
-        return Guess(name, "categorical", f"{distinct} different in {rows} rows: hardly any repeats", unsure=True)
-    return Guess(name, "categorical", f"{distinct} different")
+        return Inferred(name, "categorical", f"{distinct} different in {rows} rows: hardly any repeats", unsure=True)
+    return Inferred(name, "categorical", f"{distinct} different")

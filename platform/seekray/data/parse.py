@@ -47,7 +47,7 @@ class Rejects:
     def add(self, column: str, row: int, value: object, reason: str) -> None:
         """Raises DataError when strict."""
         if self.strict:
-            raise DataError(f"{column!r}, row {row}: {reason}, got {shown(value)}", field=column)
+            raise DataError(f"column {column!r}, row {row}: {reason}, got {shown(value)}", field=column)
         self.found.append({"row": int(row), "column": column, "value": value, "reason": reason})
 
 

@@ -14,7 +14,7 @@ from seekray.data.columns import as_columns, missing_column
 from seekray.data.features import FeatureSchema
 from seekray.data.fingerprint import array_hash, content_hash, schema_hash
 from seekray.data.fitting import fit_columns, typed
-from seekray.data.kinds import Guess, guess_kinds
+from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, numbers, shown
 from seekray.data.source import Source
@@ -90,7 +90,7 @@ def prepare(data: Data, task: str) -> Prepared:
     table = source.table(used_columns(data, _names(source)))
     if not table.num_rows:
         raise DataError(f"{data.source} has columns but no rows", field="data.source")
-    guesses = guess_kinds(table, data)
+    guesses = infer_kinds(table, data)
     kinds = {guess.name: guess.kind for guess in guesses}
     rejects = Rejects(strict=False)
     columns = _read(table, kinds, data, rejects)
@@ -147,9 +147,9 @@ def _read(table: pa.Table, kinds: Mapping[str, str], data: Data, rejects: Reject
 def _number(rows: int, source: Source, rejects: Rejects) -> tuple[Array, list[dict[str, Any]]]:
     """Row numbers in the source, where malformed records count too, and all rejections with them."""
     malformed = np.array([m["row"] for m in source.malformed], dtype=np.int64)
-    numbers_ = np.setdiff1d(np.arange(rows + len(malformed)), malformed)
-    found = [r | {"row": int(numbers_[r["row"]])} for r in rejects.found]
-    return numbers_, sorted([*source.malformed, *found], key=lambda r: (r["row"], str(r["column"])))
+    numbering = np.setdiff1d(np.arange(rows + len(malformed)), malformed)
+    found = [r | {"row": int(numbering[r["row"]])} for r in rejects.found]
+    return numbering, sorted([*source.malformed, *found], key=lambda r: (r["row"], str(r["column"])))
 
 
 def _good(rows: int, rejects: Rejects, rejected: list[dict[str, Any]], data: Data) -> Array:
@@ -230,11 +230,11 @@ def _arrays(schema: FeatureSchema, columns: Mapping[str, Any], index: Array, row
     return Arrays(inputs, targets, row_numbers[index])
 
 
-def _notes(guesses: list[Guess], data: Data) -> list[str]:
+def _notes(guesses: list[Inferred], data: Data) -> list[str]:
     return [
         f"feature {g.name!r} is {g.reason}; put it into data.key or data.exclude unless it means something"
         for g in guesses
-        if g.identifier
+        if g.looks_like_key
     ]
 
 

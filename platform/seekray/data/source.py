@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from seekray.data.columns import missing_column
 from seekray.errors import DataError, SeekrayError
 
 BATCH_ROWS = 65_536
+Types = Mapping[str, pa.DataType]
 
 
 class Source:
@@ -43,8 +44,12 @@ class Source:
         """Number of rows, None where only reading tells."""
         return None
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Rows in their order, all with one schema; only `columns` are read. Raises DataError."""
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
+        """Rows in their order, all with one schema; only `columns` are read. Raises DataError.
+
+        types: CSV only, what columns are read as; without, a type that fits all rows is found first,
+        which reads a large file twice.
+        """
         raise NotImplementedError
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:

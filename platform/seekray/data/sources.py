@@ -15,7 +15,7 @@ from seekray.data.files import ArrowSource, ImageSource, ParquetSource
 from seekray.data.json_source import JsonSource
 from seekray.data.options import Data
 from seekray.data.samples import Sample, sample
-from seekray.data.source import BATCH_ROWS, Source, reading
+from seekray.data.source import BATCH_ROWS, Source, Types, reading
 from seekray.errors import DataError
 from seekray.storage import filesystem
 
@@ -54,7 +54,7 @@ class SampleSource(Source):
     def count(self) -> int | None:
         return self._sample.rows
 
-    def batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         yield from self._read().select(self.names(columns)).to_batches(max_chunksize=BATCH_ROWS)
 
 

@@ -112,24 +112,12 @@ def _class_value(value: Any, fractions: bool) -> Any:
 
 def encode_targets(schema: FeatureSchema, columns: Columns, rejects: Rejects) -> Array:
     """See `FeatureSchema.encode_targets`."""
-    read_targets(schema.task, schema.targets, columns, rejects)
     if schema.task == "classification":
         name = schema.targets[0]
         lookup: dict[str | None, int] = {category(c): i for i, c in enumerate(schema.classes or [])}
-        column = column_of(columns, name)
-        codes = encode(column, name, lookup, -1, rejects)
-        for row in np.flatnonzero(codes < 0):
-            array = as_array(column) if is_arrow(column) else column
-            value = array[int(row)]
-            value = value.as_py() if hasattr(value, "as_py") else value
-            rejects.add(name, int(row), value, f"no such class in training ({_some(schema.classes or [])})")
-        return codes
+        return encode(column_of(columns, name), name, lookup, -1, rejects)
     if schema.task == "regression":
         values = numbers(column_of(columns, schema.targets[0]), schema.targets[0], rejects)
         return ((values - schema.target_mean) / schema.target_std).astype(np.float32)[:, None]
     labels = [booleans(column_of(columns, name), name, rejects) for name in schema.targets]
     return np.stack(labels, axis=1).astype(np.float32)
-
-
-def _some(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values[:10])) + (", …" if len(values) > 10 else "")

@@ -18,7 +18,7 @@ class Defaults:
     why: str
 
 
-def choose(rows: int, task: str) -> Defaults:
+def choose(rows: int, task: str, features: int) -> Defaults:
     """Settings for a table of so many rows (all of them, the test's fifth included)."""
     smoothing = {"label_smoothing": "0.05"} if task != "regression" else {}
     if rows <= SMALL_ROWS:
