@@ -42,18 +42,22 @@ def generate(path: Path, rows: int) -> None:
 
 def make_bundle(folder: Path) -> Path:
     """An untrained two-class model: weights do not change the work."""
+    import numpy as np
+    import pyarrow as pa
     import torch
 
     from seekray import bundle
     from seekray.checkpoint import named_tensors
-    from seekray.data.features import Feature, FeatureSchema
+    from seekray.data.fitting import fit
+    from seekray.data.options import Data
     from seekray.models.net import Net, NetConfig
     from seekray.storage import Storage
 
     torch.manual_seed(0)
-    state = {"mean": 0.0, "std": 1.0, "fill": 0.0, "indicator": False}
-    features = tuple(Feature(name=f"x{i}", kind="numeric", state=state) for i in range(COLUMNS))
-    schema = FeatureSchema(features=features, task="classification", targets=("y",), classes=["no", "yes"], rows=1)
+    numbers = np.random.default_rng(1).normal(size=(COLUMNS, 1000))
+    table = pa.table(list(numbers), names=[f"x{i}" for i in range(COLUMNS)])
+    table = table.append_column("y", pa.array(["no", "yes"] * 500))
+    schema = fit(table, Data(source="generated", target="y"), "classification")
     config = NetConfig(hidden_size=(64, 64))
     modules = Net().build(config, schema)
     info = {"name": "bench", "family": "net", "task": "classification", "model": config.model_dump(mode="json")}

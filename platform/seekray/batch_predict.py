@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -31,8 +32,8 @@ Connect = Callable[[], AbstractContextManager[Any]]
 Progress = Callable[[int, int | None], None]
 
 IN_PROCESS_BYTES = 50 * 10**6
-PART_BYTES = 16 * 2**20
-MOST_PART_ROWS = 262_144
+PART_BYTES = 8 * 2**20
+MOST_PART_ROWS = 131_072
 
 
 def needs_ray(data: Data, workers: int | None = None) -> bool:
@@ -68,7 +69,8 @@ def predict(
 
     predictor = Predictor.load(bundle)
     # A record that is no row is put aside like a row that cannot be predicted.
-    source = open_source(data.model_copy(update={"on_bad_row": "skip"}))
+    data = data.model_copy(update={"on_bad_row": "skip"})
+    source = open_source(data)
     keys = data.key or tuple(k for k in predictor.schema.key if k in source.schema.names)
     columns = tuple(source.names(list(dict.fromkeys([*keys, *(f.name for f in predictor.schema.features)]))))
     first = next(iter(source.batches(columns)), None)
@@ -92,8 +94,7 @@ def predict(
     try:
         with connect() if distributed else nullcontext():
             if distributed:
-                local = not source.paths or isinstance(filesystem(data.source)[0], LocalFileSystem)
-                parts = _over_ray(plan, source, local, bundle, skip, output.ordered, workers, cpus_per_worker, gpus_per_worker)
+                parts = _over_ray(plan, source, data, bundle, skip, output.ordered, workers, cpus_per_worker, gpus_per_worker)
             else:
                 parts = (predict_part(predictor, plan, part) for part in read_parts(source, plan, skip))
             rows, rejected = _write(output, parts, source.count(), progress)
@@ -174,7 +175,7 @@ def _cell(data: Any) -> pa.Array:
 def _over_ray(
     plan: Plan,
     source: Source,
-    local: bool,
+    data: Data,
     bundle: Path | str,
     skip: frozenset[int],
     ordered: bool,
@@ -184,13 +185,22 @@ def _over_ray(
 ) -> Iterator[PartResult]:
     """Parts answered by actors."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, Datasource, ReadTask, read_datasource
+    from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask, read_datasource
     from ray.data.block import BlockMetadata
 
+    try:
+        # What the source has learned of the files (a CSV's types) need not be learned again.
+        pickle.dumps(source)
+        known: Source | None = source
+    except (TypeError, pickle.PicklingError):
+        known = None
+
     def read() -> Iterator[pa.Table]:
-        for part in read_parts(source, plan, skip):
+        for part in read_parts(known or open_source(data), plan, skip):
             numbers = {"index": [part.index], "first": [part.first], "malformed": [json.dumps(part.malformed)]}
             yield pa.table(numbers | {"table": _cell(encode(part.table, "ipc"))})
+
+    local = not source.paths or isinstance(filesystem(data.source)[0], LocalFileSystem)
 
     class Parts(Datasource):  # type: ignore[misc]
         """The one task that reads: a text file can only be cut by reading it."""
@@ -210,6 +220,9 @@ def _over_ray(
     context.target_max_block_size = 1  # a block is one part
     context.execution_options.preserve_order = ordered
     context.raise_original_map_exception = True
+    # What waits in the object store, whatever its size: some parts read, some answered, for each actor.
+    waiting = (4 + 4 * workers) * PART_BYTES
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
     for name in ("ray.data", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with DataContext.current(context):

@@ -28,9 +28,9 @@ from seekray.data.parse import (
     category,
     is_arrow,
     numbers,
-    times,
     vectors,
 )
+from seekray.data.times import seconds, times
 
 STRICT = Rejects()
 # Beyond it squares overflow; such a value is as good as infinite.
@@ -66,9 +66,10 @@ def fit_numbers(values: Array) -> tuple[State, list[str]]:
     """Mean, deviation and median of the finite training values (B,), and what is odd about them."""
     usable = np.abs(values) < LARGEST
     notes = []
-    if infinite := int(np.count_nonzero(np.isinf(values) | (np.abs(values) >= LARGEST))):
-        notes.append(f"{infinite} infinite values are treated as missing")
-    finite = values if (whole := bool(usable.all())) else values[usable]
+    whole = bool(usable.all())
+    if not whole and (infinite := int(np.count_nonzero(~usable & ~np.isnan(values)))):
+        notes.append(f"has {infinite} infinite values, which are treated as missing")
+    finite = values if whole else values[usable]
     if not len(finite):
         notes.append("no training row has a value; it contributes zeros")
         return {"mean": 0.0, "std": 0.0, "median": 0.0, "missing": False}, notes
@@ -121,7 +122,7 @@ class NumericBlock:
         if not whole:
             matrix = np.where(usable, matrix, self.fill)
         scaled = (matrix - self.mean) * self.inverse
-        dense = np.clip(scaled, -CLIP, CLIP, out=scaled).astype(np.float32, order="C")
+        dense: Array = np.clip(scaled, -CLIP, CLIP, out=scaled).astype(np.float32, order="C")
         if not len(self.indicators):
             return dense
         flags = ~usable[:, self.indicators]
@@ -186,11 +187,6 @@ class TimestampBlock:
         return np.concatenate(parts, axis=1) * known[:, None].astype(np.float32)
 
 
-def seconds(values: Array) -> Array:
-    """float64 seconds since 1970 of datetime64, NaN for NaT."""
-    return np.where(np.isnat(values), np.nan, values.astype("M8[us]").astype(np.int64) / 1e6)
-
-
 class VectorBlock:
     """Lists of numbers of a fixed length, each element standardised; (B, sum of lengths).
 
@@ -232,7 +228,8 @@ def encode(column: Column, name: str, lookup: Mapping[str | None, int], other: i
         values = array.dictionary.to_pylist()
         codes = _codes([*values, None], name, lookup, other, rejects)
         index = array.indices.fill_null(len(values)).to_numpy(zero_copy_only=False)
-        return codes[index]
+        found: Array = codes[index]
+        return found
     if isinstance(column, np.ndarray) and column.dtype.kind in "biuf" and column.ndim == 1 and len(column) > 64:
         unique, index = np.unique(column, return_inverse=True)
         return _codes(unique.tolist(), name, lookup, other, rejects)[index]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import mmap
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
 
 from seekray.data.columns import listed
 from seekray.data.parse import NUMBER, shown
@@ -22,6 +25,7 @@ BLOCK = 16 << 20
 SMALL_BLOCK = 2 << 20
 # Up to here a stream of batches is cut from the whole table; beyond, memory stays at a few blocks.
 WHOLE = 128 << 20
+COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 DELIMITERS = ",;\t|"
 NULLS = ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "Null", "null", "None", "<NA>"]
 CONVERSION = re.compile(r"In CSV column #(\d+): CSV conversion error to ([^:]+): invalid value '(.*)'", re.DOTALL)
@@ -45,6 +49,8 @@ class CsvSource(Source):
         self._types: dict[str, Any] = {}
         self._schema: pa.Schema | None = None
         self._rows: int | None = None
+        self._code_columns: dict[str, Any] | None = None
+        self._quoted: bool | None = None
 
     def _open(self, path: str) -> Any:
         return self._fs.open_input_stream(path, compression="detect")
@@ -77,9 +83,22 @@ class CsvSource(Source):
         )
 
     def _parse(self, handler: Callable[[Any], str] | None = None) -> Any:
-        return pacsv.ParseOptions(
-            delimiter=self._delimiter, newlines_in_values=True, invalid_row_handler=handler, double_quote=True
-        )
+        if self._quoted is None:
+            self._quoted = self._has_quotes()
+        return pacsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=self._quoted, invalid_row_handler=handler)
+
+    def _has_quotes(self) -> bool:
+        """Whether values may hold newlines; cutting blocks is a third faster where they cannot."""
+        if not isinstance(self._fs, pafs.LocalFileSystem) or any(p.endswith(COMPRESSED) for p in self.paths):
+            return True
+        for path in self.paths:
+            with reading(path, "CSV"), open(path, "rb") as file:
+                if not os.fstat(file.fileno()).st_size:
+                    continue
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+                    if view.find(b'"') >= 0:
+                        return True
+        return False
 
     @property
     def schema(self) -> pa.Schema:
@@ -100,7 +119,12 @@ class CsvSource(Source):
 
     def _codes(self) -> dict[str, Any]:
         """Columns with leading zeros among the first rows: codes, not numbers."""
-        if not re.search(r"(^|[^\d.])0\d", self._head):
+        if self._code_columns is None:
+            self._code_columns = self._find_codes()
+        return self._code_columns
+
+    def _find_codes(self) -> dict[str, Any]:
+        if not re.search(r"[,;|\s\"]0\d", self._head):
             return {}
         found: dict[str, Any] = {}
         lines = self._head.splitlines()[1:-1] or self._head.splitlines()[1:]
@@ -172,7 +196,7 @@ class CsvSource(Source):
 
     def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         names = self.names(columns)
-        compressed = any(path.endswith((".gz", ".bz2", ".zst", ".lz4")) for path in self.paths)
+        compressed = any(path.endswith(COMPRESSED) for path in self.paths)
         if not compressed and (self.bytes or 0) <= WHOLE:
             yield from self._table(names, types).to_batches(max_chunksize=BATCH_ROWS)
             return

@@ -149,11 +149,11 @@ class FeatureSchema:
         for number, row in enumerate(rows):
             if not isinstance(row, Mapping):
                 raise DataError(f"row {number} is {type(row).__name__}, expected an object of columns", field="rows")
-            for name in row:
-                if name not in known:
-                    near = difflib.get_close_matches(str(name), self._names, n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else ""
-                    raise DataError(f"row {number} has {name!r}, which the model does not know{hint}", field=str(name))
+            if not row.keys() <= known:
+                name = next(str(n) for n in row if n not in known)
+                near = difflib.get_close_matches(name, self._names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise DataError(f"row {number} has {name!r}, which the model does not know{hint}", field=name)
         return {name: [row.get(name) for row in rows] for name in self._names}
 
     def to_json(self) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from seekray.data.blocks import fit_boolean, fit_categories, fit_numbers, fit_vector, seconds
+from seekray.data.blocks import fit_boolean, fit_categories, fit_numbers, fit_vector
 from seekray.data.columns import Columns, as_columns
 from seekray.data.features import Feature, FeatureSchema
 from seekray.data.kinds import infer_kinds
 from seekray.data.media import example_image, fit_image, fit_text, images, texts
 from seekray.data.options import Data, FeatureOptions
-from seekray.data.parse import Array, Column, Rejects, as_array, booleans, is_arrow, is_missing, numbers, times, vectors
+from seekray.data.parse import Array, Column, Rejects, as_array, booleans, is_arrow, is_missing, numbers, vectors
 from seekray.data.targets import fit_targets
+from seekray.data.times import seconds, times
 from seekray.errors import DataError
 
 

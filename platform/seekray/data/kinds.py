@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seekray.data.options import Data
-from seekray.data.parse import CLOCK_TIME, ISO_TIME, as_array, is_bytes, is_list, is_number, is_text, number_mask
+from seekray.data.parse import as_array, is_bytes, is_list, is_number, is_text, number_mask
+from seekray.data.times import CLOCK_TIME, ISO_TIME
 from seekray.errors import DataError
 
 ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|index|nr|no)$|[a-z](Id|ID|Uuid|UUID)$|^unnamed: 0$|^$", re.IGNORECASE)

@@ -24,8 +24,6 @@ Column: TypeAlias = "list[Any] | tuple[Any, ...] | Array | pa.Array | pa.Chunked
 
 PLAIN_NUMBERS = frozenset((int, float, bool, type(None)))
 NUMBER = r"^[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan|Inf|Infinity|NaN)$"
-ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d{1,9})?)?)?)?( ?(Z|[+-]\d{2}:?\d{2}))?$"
-CLOCK_TIME = r"^\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?$"
 TRUE = frozenset(("true", "t", "yes", "y", "1", "on"))
 FALSE = frozenset(("false", "f", "no", "n", "0", "off"))
 SHOWN = 60
@@ -111,9 +109,9 @@ def as_list(column: Column) -> Sequence[Any]:
     """Python values of a column."""
     if isinstance(column, np.ndarray):
         return list(column.tolist()) if column.dtype.kind not in "Mm" else list(column)
-    if is_arrow(column):
-        return list(column.to_pylist())  # type: ignore[union-attr]
-    return column  # type: ignore[return-value]
+    if isinstance(column, (list, tuple)):
+        return column
+    return list(column.to_pylist())
 
 
 def numbers(column: Column, name: str, rejects: Rejects) -> Array:
@@ -207,94 +205,6 @@ def _only_0_1(values: Array, name: str, rejects: Rejects) -> Array:
     for row in np.flatnonzero(bad):
         rejects.add(name, int(row), float(values[row]), "expected true or false (or 1 or 0)")
     return np.where(bad, np.nan, values)
-
-
-def times(column: Column, name: str, rejects: Rejects) -> Array:
-    """datetime64[us] (B,), UTC; NaT for missing.
-
-    Takes ISO 8601 texts (without a zone they are UTC), dates, datetimes, times of day (on 1970-01-01)
-    and numbers, which are seconds since 1970 (from 1e11 on milliseconds, from 1e14 microseconds, from
-    1e17 nanoseconds).
-    """
-    if is_arrow(column):
-        array = as_array(column)
-        kind = array.type
-        if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            # int64 first: NumPy would turn nulls of a date into objects.
-            micro = array.cast(pa.timestamp("us", getattr(kind, "tz", None)), safe=False).cast(pa.int64())
-            return _micro(micro)
-        if pa.types.is_time(kind):
-            return _micro(array.cast(pa.time64("us"), safe=False).cast(pa.int64()))
-        if is_text(kind):
-            try:
-                return _micro(array.cast(pa.timestamp("us")).cast(pa.int64()))
-            except pa.ArrowInvalid:
-                encoded = array.dictionary_encode()
-                return _encoded_times(encoded, array, name, rejects)
-        return _epoch(numbers(array, name, rejects))
-    if isinstance(column, np.ndarray):
-        if column.dtype.kind == "M":
-            return column.astype("M8[us]")
-        if column.dtype.kind in "iuf":
-            return _epoch(numbers(column, name, rejects))
-    values = as_list(column)
-    out = np.full(len(values), np.datetime64("NaT", "us"), dtype="M8[us]")
-    for row, value in enumerate(values):
-        found = one_time(value)
-        if found is None:
-            rejects.add(name, row, value, "expected a date or time (ISO 8601, or seconds since 1970)")
-        else:
-            out[row] = found
-    return out
-
-
-def _micro(array: Any) -> Array:
-    values = array.fill_null(np.iinfo(np.int64).min).to_numpy(zero_copy_only=False)
-    return np.asarray(values).view("M8[us]")
-
-
-def _encoded_times(encoded: Any, array: Any, name: str, rejects: Rejects) -> Array:
-    nat = np.datetime64("NaT", "us")
-    found = [one_time(value) for value in encoded.dictionary.to_pylist()]
-    table = np.array([nat if f is None else f for f in found] + [nat], dtype="M8[us]")
-    codes = encoded.indices.fill_null(len(found)).to_numpy(zero_copy_only=False)
-    bad = np.array([f is None for f in found] + [False])
-    for row in np.flatnonzero(bad[codes]):
-        reason = "expected a date or time (ISO 8601, or seconds since 1970)"
-        rejects.add(name, int(row), array[int(row)].as_py(), reason)
-    return table[codes]
-
-
-def one_time(value: object) -> np.datetime64 | None:
-    """One value as datetime64[us], NaT where it is missing, None where it is not a time."""
-    if is_missing(value) or value == "":
-        return np.datetime64("NaT", "us")
-    try:
-        if isinstance(value, str):
-            text = value.strip()
-            value = dt.datetime.fromisoformat(f"1970-01-01T{text}" if text[2:3] == ":" else text)
-        if isinstance(value, dt.datetime):
-            if value.tzinfo is not None:
-                value = value.astimezone(dt.UTC).replace(tzinfo=None)
-            return np.datetime64(value, "us")
-        if isinstance(value, dt.time):
-            return np.datetime64(dt.datetime.combine(dt.date(1970, 1, 1), value.replace(tzinfo=None)), "us")
-        if isinstance(value, (dt.date, np.datetime64)):
-            return np.datetime64(value, "us")
-    except (ValueError, OverflowError):
-        return None
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-        found: np.datetime64 = _epoch(np.array([float(value)]))[0]
-        return found
-    return None
-
-
-def _epoch(values: Array) -> Array:
-    size = np.abs(values)
-    scale = np.select([size >= 1e17, size >= 1e14, size >= 1e11], [1e-3, 1.0, 1e3], 1e6)
-    bad = ~(size < 1e20)
-    micro = np.where(bad, 0, np.round(np.where(bad, 0, values) * scale)).astype(np.int64)
-    return np.where(bad, np.datetime64("NaT", "us"), micro.view("M8[us]"))
 
 
 def vectors(column: Column, size: int | None, name: str, rejects: Rejects) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from seekray.data.fingerprint import array_hash, content_hash, schema_hash
 from seekray.data.fitting import fit_columns, typed
 from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
-from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, numbers, shown
+from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, is_text, numbers, shown
 from seekray.data.source import Source
 from seekray.data.sources import open_source
 from seekray.data.targets import encode_targets, read_targets
@@ -90,6 +91,13 @@ def prepare(data: Data, task: str) -> Prepared:
     table = source.table(used_columns(data, _names(source)))
     if not table.num_rows:
         raise DataError(f"{data.source} has columns but no rows", field="data.source")
+    # Hashing lets go of the interpreter: it takes the other core while the columns are read.
+    with ThreadPoolExecutor(1) as pool:
+        content = pool.submit(content_hash, table)
+        return _prepared(data, task, source, table, content)
+
+
+def _prepared(data: Data, task: str, source: Source, table: pa.Table, content: Future[str]) -> Prepared:
     guesses = infer_kinds(table, data)
     kinds = {guess.name: guess.kind for guess in guesses}
     rejects = Rejects(strict=False)
@@ -100,7 +108,7 @@ def prepare(data: Data, task: str) -> Prepared:
         keys = splits.split_keys(data.split, table.column(data.split.by), rejects)
     row_numbers, rejected = _number(table.num_rows, source, rejects)
     good = _good(table.num_rows, rejects, rejected, data)
-    content = {"schema": schema_hash(table.schema), "rows": table.num_rows, "content": content_hash(table)}
+    fingerprint: dict[str, Any] = {"schema": schema_hash(table.schema), "rows": table.num_rows}
     if len(good) < table.num_rows:
         table = table.take(good)
         columns = _take(columns, good)
@@ -109,7 +117,7 @@ def prepare(data: Data, task: str) -> Prepared:
     table = _as_typed(table, columns, kinds)
     strata = _strata(task, data, table) if data.split.kind == "stratified" else None
     parts = splits.assign(data.split, len(good), keys=keys, strata=strata)
-    content |= {"split": array_hash(np.stack([row_numbers, parts.astype(np.int64)]))}
+    fingerprint |= {"split": array_hash(np.stack([row_numbers, parts.astype(np.int64)]))}
     everything = columns | {name: table.column(name) for name in data.targets}
     _check_classes(task, data, everything, parts)
     index = [np.flatnonzero(parts == part) for part in (splits.TRAIN, splits.VALIDATION, splits.TEST)]
@@ -125,7 +133,7 @@ def prepare(data: Data, task: str) -> Prepared:
         held_out=table.take(held),
         held_out_rows=row_numbers[held],
         held_out_name=held_out_name,
-        fingerprint=content,
+        fingerprint=fingerprint | {"content": content.result()},
         rejected=rejected,
         warnings=[*source.warnings, *_notes(guesses, data), *warnings, *_counted(rejected)],
         rows=len(good),
@@ -146,8 +154,9 @@ def _read(table: pa.Table, kinds: Mapping[str, str], data: Data, rejects: Reject
 
 def _number(rows: int, source: Source, rejects: Rejects) -> tuple[Array, list[dict[str, Any]]]:
     """Row numbers in the source, where malformed records count too, and all rejections with them."""
-    malformed = np.array([m["row"] for m in source.malformed], dtype=np.int64)
-    numbering = np.setdiff1d(np.arange(rows + len(malformed)), malformed)
+    numbering = np.arange(rows + len(source.malformed))
+    if source.malformed:
+        numbering = np.delete(numbering, [m["row"] for m in source.malformed])
     found = [r | {"row": int(numbering[r["row"]])} for r in rejects.found]
     return numbering, sorted([*source.malformed, *found], key=lambda r: (r["row"], str(r["column"])))
 
@@ -181,7 +190,7 @@ def _take(columns: Mapping[str, Any], index: Array) -> dict[str, Any]:
 def _as_typed(table: pa.Table, columns: Mapping[str, Any], kinds: Mapping[str, str]) -> pa.Table:
     """Numbers that came as text become numbers: a text would be refused as a JSON value of that feature."""
     for name, kind in kinds.items():
-        if kind == "numeric" and pa.types.is_string(table.schema.field(name).type):
+        if kind == "numeric" and is_text(table.schema.field(name).type):
             place = table.schema.get_field_index(name)
             table = table.set_column(place, name, pa.array(columns[name], from_pandas=True))
     return table
@@ -216,7 +225,7 @@ def _check_classes(task: str, data: Data, columns: Mapping[str, Any], parts: Arr
 
 def _arrays(schema: FeatureSchema, columns: Mapping[str, Any], index: Array, row_numbers: Array) -> Arrays:
     """Transform chunk by chunk, so that only the result is there as a whole."""
-    inputs = {
+    inputs: dict[str, Array] = {
         "dense": np.empty((len(index), schema.dense_size), dtype=np.float32),
         "categorical": np.empty((len(index), len(schema.cardinalities)), dtype=np.int64),
     }

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from seekray.data.csv_source import CsvSource
+from seekray.data.csv_source import COMPRESSED, CsvSource
 from seekray.data.files import ArrowSource, ImageSource, ParquetSource
 from seekray.data.json_source import JsonSource
 from seekray.data.options import Data
@@ -19,7 +19,6 @@ from seekray.data.source import BATCH_ROWS, Source, Types, reading
 from seekray.errors import DataError
 from seekray.storage import filesystem
 
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 FORMATS = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet",
     ".jsonl": "json", ".ndjson": "json", ".json": "json", ".arrow": "arrow", ".arrows": "arrow", ".ipc": "arrow",

@@ -8,7 +8,8 @@ import numpy as np
 
 from seekray.data.blocks import count_categories, encode
 from seekray.data.options import Split
-from seekray.data.parse import Array, Column, Rejects, as_array, as_list, category, is_arrow, is_number, numbers, times
+from seekray.data.parse import Array, Column, Rejects, as_array, as_list, category, is_arrow, is_number, numbers
+from seekray.data.times import times
 from seekray.errors import DataError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -90,7 +91,7 @@ def sizes(split: Split, rows: int) -> tuple[int, int]:
 def _share(counts: Array, total: int, most: Array) -> Array:
     """`total` shared out in proportion to `counts` by largest remainder, at most `most` each."""
     exact = counts * (total / max(1, counts.sum()))
-    out = np.minimum(np.floor(exact).astype(np.int64), most)
+    out: Array = np.minimum(np.floor(exact).astype(np.int64), most)
     order = np.argsort(-(exact - out), kind="stable")
     while (left := total - int(out.sum())) > 0:
         able = order[(most - out)[order] > 0][:left]

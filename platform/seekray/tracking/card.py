@@ -31,7 +31,11 @@ def model_card(
     for column, groups in (evaluation.get("groups") or {}).items():
         parts += [f"### By `{column}`", _groups(groups)]
     if importances:
-        parts += ["## What it looks at", "Loss of quality when a column is shuffled, on held-out rows:", _importances(importances)]
+        parts += [
+            "## What it looks at",
+            "Loss of quality when a column is shuffled, on held-out rows:",
+            _importances(importances),
+        ]
     parts += ["## Limits", _limits(info), "## How to call it", _calls(name, example or {})]
     parts += ["## Lineage", f"* run `{info['run_id']}`\n* bundle `{info['hash']}`"]
     return "\n\n".join(parts) + "\n"

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import logging
 import os
+import re
+import secrets
 import socket
 import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seekray.errors import TrackingError
@@ -16,38 +23,54 @@ if TYPE_CHECKING:
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+# What another try may mend: not the request's fault, or a door that is locked for now.
+PASSING = frozenset({401, 403, 404, 408, 429})
 
 
-def client(settings: Settings) -> MlflowClient:
+def client(where: Settings) -> MlflowClient:
     """A client of the tracking server that the settings name. Raises TrackingError where nobody answers."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    if not reachable(settings):
+    if not reachable(where):
         raise TrackingError(
-            f"the tracking server {settings.tracking_uri} does not answer; start it, or set MLFLOW_TRACKING_URI"
+            f"the tracking server {shown(where.tracking_uri)} does not answer; start it, or set MLFLOW_TRACKING_URI"
         )
+    if where.tracking_is_embedded:
+        server_key(where)
     import mlflow
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    if settings.tracking_is_embedded:
-        settings.home.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(settings.tracking_uri)
-    mlflow.set_registry_uri(settings.tracking_uri)
-    return MlflowClient(settings.tracking_uri, settings.tracking_uri)
+    mlflow.set_tracking_uri(where.tracking_uri)
+    mlflow.set_registry_uri(where.tracking_uri)
+    return MlflowClient(where.tracking_uri, where.tracking_uri)
 
 
-def reachable(settings: Settings) -> bool:
+@contextlib.contextmanager
+def told(where: Settings) -> Iterator[None]:
+    """Turns what MLflow and its transports raise into one TrackingError that says where."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise TrackingError(f"the tracking server {shown(where.tracking_uri)} did not do what was asked: {reason}") from error
+
+
+def reachable(where: Settings) -> bool:
     """True for the embedded store, and for a server whose port accepts a connection within two seconds."""
-    parts = urllib.parse.urlsplit(settings.tracking_uri)
+    parts = urllib.parse.urlsplit(where.tracking_uri)
     if parts.scheme not in ("http", "https"):
         return True
     port = parts.port or (443 if parts.scheme == "https" else 80)
@@ -56,6 +79,51 @@ def reachable(settings: Settings) -> bool:
     except OSError:
         return False
     return True
+
+
+def shown(uri: str) -> str:
+    """A URI without its password."""
+    return re.sub(r"//[^/@]*@", "//…@", uri)
+
+
+def server_key(where: Settings) -> str:
+    """Names a server in a run's spool, so that each server has its own mark of how far it is.
+
+    A cluster's job and a laptop may both keep an embedded database of the same path, and a database
+    that was deleted has nothing: the embedded one has a random name beside it, made with it.
+    """
+    if not where.tracking_is_embedded:
+        return hashlib.sha256(shown(where.tracking_uri).encode()).hexdigest()[:12]
+    name, database = where.home / "mlflow.id", where.home / "mlflow.db"
+    with locked(where.home / "locks" / "store.lock"):
+        if not database.exists() or not name.exists():
+            name.write_text(secrets.token_hex(6))
+            database.touch()  # an empty file is an empty database to SQLite
+        return name.read_text().strip()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def is_refused(error: Exception) -> bool:
+    """True where the server understood and said no for good, so that asking again is of no use."""
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException):
+        return False
+    status = int(error.get_http_status_code())
+    return 400 <= status < 500 and status not in PASSING
+
+
+def is_gone(error: Exception) -> bool:
+    """True where what was asked for is not there."""
+    return getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST"
 
 
 def pages(fetch: Any, **arguments: Any) -> list[Any]:
@@ -68,3 +136,9 @@ def pages(fetch: Any, **arguments: Any) -> list[Any]:
         token = getattr(page, "token", None)
         if not token:
             return found
+
+
+def versions_of(client: MlflowClient, name: str) -> list[Any]:
+    """All versions of a registered model."""
+    quoted = name.replace("'", "''")
+    return pages(client.search_model_versions, filter_string=f"name = '{quoted}'")

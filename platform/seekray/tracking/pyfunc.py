@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-from seekray.predictor import Predictor
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from seekray.predictor import Predictor
 
 
 class Model:
     """What `mlflow.pyfunc` calls."""
 
     def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+        self.predictor = predictor
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Answers for a DataFrame, or a mapping of columns: `prediction` and `probability_<class>`."""
+        """Answers for a DataFrame, a mapping of columns or a list of rows: `prediction` and `probability_<class>`.
+
+        A column that is not there is a missing value in every row. Raises DataError.
+        """
         import pandas as pd
 
-        columns = {name: _values(model_input[name]) for name in model_input}
-        rows = len(next(iter(columns.values()), []))
-        for feature in self._predictor.schema.features:  # MLflow leaves out optional columns
+        table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(_table(model_input))
+        columns = {str(name): _values(table[name]) for name in table}
+        rows = len(table)
+        for feature in self.predictor.schema.features:
             columns.setdefault(feature.name, [None] * rows)
-        return pd.DataFrame(self._predictor.predict(columns).columns())
+        return pd.DataFrame(self.predictor.predict(columns).columns(), index=table.index)
+
+
+def _table(given: Any) -> Any:
+    """What MLflow hands on for `inputs` and `instances`: arrays of several dimensions as lists of rows."""
+    if not isinstance(given, Mapping):
+        return given
+    return {k: v.tolist() if getattr(v, "ndim", 1) > 1 else v for k, v in given.items()}
 
 
 def _values(series: Any) -> Any:
-    """pandas' own missing values and types as plain ones."""
-    if hasattr(series, "to_numpy") and getattr(series.dtype, "kind", "") in "fiu" and not hasattr(series.dtype, "na_value"):
+    """A column as a NumPy array of numbers or a list with None, free of pandas' own types."""
+    if isinstance(series.dtype.kind, str) and series.dtype.kind in "fiu" and not hasattr(series.dtype, "na_value"):
         return series.to_numpy()
-    if hasattr(series, "isna"):
-        missing = series.isna()
-        return [None if gone else _plain(v) for v, gone in zip(series.tolist(), missing.tolist(), strict=True)]
-    return series
+    missing = series.isna().tolist()
+    return [None if gone else _plain(value) for value, gone in zip(series.tolist(), missing, strict=True)]
 
 
 def _plain(value: Any) -> Any:
@@ -43,4 +53,6 @@ def _plain(value: Any) -> Any:
 
 def _load_pyfunc(path: str) -> Model:
     """Called by MLflow with the bundle's folder."""
+    from seekray.predictor import Predictor
+
     return Model(Predictor.load(path))

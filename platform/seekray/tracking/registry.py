@@ -6,27 +6,38 @@ import datetime as dt
 import difflib
 import getpass
 import json
+import secrets
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from seekray.errors import GateError, ModelNotFoundError
+from seekray.errors import GateError, ModelNotFoundError, TrackingError, UserError
 from seekray.settings import Settings
 from seekray.tracking.client import client as connect
-from seekray.tracking.client import pages
+from seekray.tracking.client import is_gone, pages, told, versions_of
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PREFIX = "seekray.alias."
+Gate = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 def list_models(where: Settings) -> list[dict[str, Any]]:
-    """`{name, latest, aliases}` of every registered model."""
+    """`{name, latest, versions, aliases}` of every registered model."""
     client = connect(where)
-    found = []
-    for model in pages(client.search_registered_models):
-        versions = [int(v.version) for v in client.search_model_versions(f"name = '{model.name}'")]
-        found.append({"name": model.name, "latest": max(versions, default=None), "aliases": dict(model.aliases)})
-    return found
+    with told(where):
+        numbers: dict[str, list[int]] = {}
+        for found in pages(client.search_model_versions):
+            numbers.setdefault(found.name, []).append(int(found.version))
+        return [
+            {
+                "name": model.name,
+                "latest": max(numbers.get(model.name, []), default=None),
+                "versions": len(numbers.get(model.name, [])),
+                "aliases": {k: str(v) for k, v in model.aliases.items()},
+            }
+            for model in pages(client.search_registered_models)
+        ]
 
 
 def _model(client: MlflowClient, name: str) -> Any:
@@ -35,6 +46,8 @@ def _model(client: MlflowClient, name: str) -> Any:
     try:
         return client.get_registered_model(name)
     except MlflowException as error:
+        if not is_gone(error):
+            raise
         known = [m.name for m in pages(client.search_registered_models)]
         close = difflib.get_close_matches(name, known, 1, 0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known) or 'none'}"
@@ -43,94 +56,193 @@ def _model(client: MlflowClient, name: str) -> Any:
 
 def version(name: str, number: str, where: Settings) -> dict[str, Any]:
     """One version as `show` lists it. Raises ModelNotFoundError."""
-    found = {v["version"]: v for v in show(name, where)["versions"]}
-    if number not in found:
-        raise ModelNotFoundError(f"{name} has no version {number}; there are: {', '.join(found) or 'none'}")
-    return found[number]
+    return _pick(show(name, where), number)
+
+
+def _pick(shown: Mapping[str, Any], number: str) -> dict[str, Any]:
+    found: dict[str, dict[str, Any]] = {v["version"]: v for v in shown["versions"]}
+    if str(number) not in found:
+        there = ", ".join(found) or "none"
+        raise ModelNotFoundError(f"{shown['name']} has no version {number}; there are: {there}")
+    return found[str(number)]
 
 
 def show(name: str, where: Settings) -> dict[str, Any]:
-    """`{name, versions, aliases, history}`. Raises ModelNotFoundError."""
+    """`{name, versions, aliases, history}`, versions newest first. Raises ModelNotFoundError."""
     client = connect(where)
-    model = _model(client, name)
-    versions = []
-    for found in sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: -int(v.version)):
-        tags = found.tags
-        versions.append(
-            {
-                "version": str(found.version),
-                "run_id": tags.get("seekray.run_id"),
-                "mlflow_run_id": found.run_id,
-                "source": found.source,
-                "created": _time(found.creation_timestamp),
-                "created_by": tags.get("seekray.created_by"),
-                "git_commit": tags.get("seekray.git_commit"),
-                "git_dirty": tags.get("seekray.git_dirty"),
-                "metrics": json.loads(tags.get("seekray.metrics", "{}")),
-                "fingerprint": json.loads(tags.get("seekray.fingerprint", "{}")),
-                "bundle": tags.get("seekray.bundle"),
-                "verified": json.loads(tags.get("seekray.verified", "null")),
-                "forced": tags.get("seekray.forced"),
-            }
-        )
-    return {"name": name, "versions": versions, "aliases": dict(model.aliases), "history": history(model.tags)}
+    with told(where):
+        model = _model(client, name)
+        aliases = {alias: str(number) for alias, number in model.aliases.items()}
+        found = sorted(versions_of(client, name), key=lambda v: -int(v.version))
+    versions = [_entry(v) | {"aliases": sorted(a for a, n in aliases.items() if n == str(v.version))} for v in found]
+    return {"name": name, "versions": versions, "aliases": aliases, "history": history(model.tags, aliases)}
+
+
+def _entry(found: Any) -> dict[str, Any]:
+    tags = found.tags
+    return {
+        "version": str(found.version),
+        "run_id": tags.get("seekray.run_id"),
+        "mlflow_run_id": found.run_id,
+        "source": found.source,
+        "created": _time(found.creation_timestamp),
+        "created_by": tags.get("seekray.created_by"),
+        "trained": tags.get("seekray.trained"),
+        "git_commit": tags.get("seekray.git_commit"),
+        "git_dirty": tags.get("seekray.git_dirty"),
+        "metrics": _loaded(tags.get("seekray.metrics"), {}),
+        "fingerprint": _loaded(tags.get("seekray.fingerprint"), {}),
+        "held_out": tags.get("seekray.held_out"),
+        "bundle": tags.get("seekray.bundle"),
+        "verified": _loaded(tags.get("seekray.verified"), None),
+        "forced": tags.get("seekray.forced"),
+    }
+
+
+def _loaded(text: str | None, default: Any) -> Any:
+    """A tag's JSON; a tag that someone else wrote is no reason to fail."""
+    try:
+        return json.loads(text) if text else default
+    except ValueError:
+        return default
 
 
 def _time(milliseconds: int) -> str:
     return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC).isoformat(timespec="seconds")
 
 
-def events(tags: dict[str, str]) -> list[dict[str, Any]]:
+def events(tags: Mapping[str, str]) -> list[dict[str, Any]]:
     """Alias events, oldest first."""
-    return [json.loads(tags[key]) for key in sorted(k for k in tags if k.startswith(PREFIX))]
+    found = (_loaded(tags[key], None) for key in sorted(k for k in tags if k.startswith(PREFIX)))
+    return [event for event in found if isinstance(event, dict)]
 
 
-def history(tags: dict[str, str]) -> list[dict[str, Any]]:
-    """`{alias, version, from, to, by, action, reason}`: who held which alias, oldest first; `to` is null for today's."""
+def history(tags: Mapping[str, str], aliases: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """`{alias, version, from, to, by, action, reason, …}`: who held which alias, oldest first; `to` is null for today's.
+
+    aliases: what holds now. Where that is not the last event's version, someone moved the alias past
+    seekray (or two moved it in the same moment), and a last entry `outside` says so.
+    """
     held: list[dict[str, Any]] = []
+    last: dict[str, dict[str, Any]] = {}
     for event in events(tags):
-        for entry in held:
-            if entry["alias"] == event["alias"] and entry["to"] is None:
-                entry["to"] = event["at"]
-        held.append({**{k: event[k] for k in ("alias", "version", "by", "action", "reason")}, "from": event["at"], "to": None})
+        alias = event["alias"]
+        if alias in last:
+            last[alias]["to"] = event["at"]
+        entry = {k: v for k, v in event.items() if k != "at"} | {"from": event["at"], "to": None}
+        held.append(entry)
+        last[alias] = entry
+    if aliases is None:
+        return held
+    for alias in sorted({*last, *aliases}):
+        now = aliases.get(alias)
+        if alias in last and last[alias]["version"] == now:
+            continue
+        if alias in last:
+            last[alias]["to"] = "unknown"
+        if now is not None:
+            unknown = {"from": "unknown", "to": None, "by": None, "reason": "moved outside seekray"}
+            held.append({"alias": alias, "version": now, "action": "outside", **unknown})
     return held
 
 
-def set_alias(name: str, alias: str, number: str, action: str, reason: str | None, where: Settings) -> None:
-    """Move an alias, and write down that it moved."""
+def promote(
+    name: str,
+    number: str,
+    alias: str,
+    where: Settings,
+    *,
+    gate: Gate | None = None,
+    force: str | None = None,
+) -> dict[str, Any]:
+    """Move an alias to a version after `gate(candidate, holder)`, which raises GateError; `force` is a reason to go past it.
+
+    Answers `{name, alias, version, from, gate}`. Raises ModelNotFoundError, GateError.
+    """
+    if force is not None and not force.strip():
+        raise UserError('--force wants a reason, for example --force "hotfix for issue 12"', field="force")
+    found = show(name, where)
+    candidate = _pick(found, number)
+    holder = found["aliases"].get(alias)
+    verdict: Mapping[str, Any] | None = None
+    if holder == candidate["version"]:
+        return {"name": name, "alias": alias, "version": holder, "from": holder, "gate": None}
+    if force is None and gate is not None and holder is not None:
+        verdict = gate(candidate, _pick(found, holder))
+    set_alias(name, alias, candidate["version"], "force" if force else "promote", force, where, gate=verdict, held_by=holder)
+    return {"name": name, "alias": alias, "version": candidate["version"], "from": holder, "gate": verdict}
+
+
+def set_alias(
+    name: str,
+    alias: str,
+    number: str,
+    action: str,
+    reason: str | None,
+    where: Settings,
+    *,
+    gate: Mapping[str, Any] | None = None,
+    held_by: str | None = None,
+) -> None:
+    """Move an alias, and write down that it moved.
+
+    held_by: the version that the decision was made against; where another holds it by now, someone
+    promoted in the meantime and this raises TrackingError rather than undo that unseen.
+    """
     client = connect(where)
-    tags = _model(client, name).tags
-    now = dt.datetime.now(dt.UTC)
-    event = {
-        "alias": alias, "version": number, "at": now.isoformat(timespec="milliseconds"),
-        "by": getpass.getuser(), "action": action, "reason": reason,
-    }  # fmt: skip
-    # Sorted by time; the count keeps two events of one millisecond apart.
-    key = f"{PREFIX}{now:%Y%m%dT%H%M%S%f}.{len(events(tags)):06d}"
-    client.set_registered_model_alias(name, alias, number)
-    client.set_registered_model_tag(name, key, json.dumps(event))
-    if action == "force":
-        client.set_model_version_tag(name, number, "seekray.forced", reason or "")
+    with told(where):
+        holder = _model(client, name).aliases.get(alias)
+        if held_by is not None and holder is not None and str(holder) != held_by:
+            raise TrackingError(f"{name}@{alias} went from version {held_by} to {holder} in the meantime; look, and try again")
+        now = dt.datetime.now(dt.UTC)
+        event = {
+            "alias": alias, "version": str(number), "at": now.isoformat(timespec="milliseconds"),
+            "by": getpass.getuser(), "action": action, "reason": reason,
+        }  # fmt: skip
+        if gate:
+            event["gate"] = dict(gate)  # type: ignore[assignment]
+        # A tag of its own for each event, sorted by time: two that promote at once both stay in the history.
+        client.set_registered_model_alias(name, alias, str(number))
+        client.set_registered_model_tag(name, f"{PREFIX}{now:%Y%m%dT%H%M%S%f}.{secrets.token_hex(3)}", json.dumps(event))
+        if action == "force":
+            client.set_model_version_tag(name, str(number), "seekray.forced", reason or "")
 
 
 def rollback(name: str, alias: str, where: Settings) -> dict[str, Any]:
-    """Give an alias back to its previous holder. Raises GateError where there was none."""
+    """Give an alias back to its previous holder; again, to the one before it. Raises GateError where there was none."""
     found = show(name, where)
     now = found["aliases"].get(alias)
     if now is None:
         raise ModelNotFoundError(f"{name} has no alias {alias!r}; there are: {', '.join(found['aliases']) or 'none'}")
-    stack: list[str] = []
-    for entry in (h for h in found["history"] if h["alias"] == alias):
-        if entry["action"] == "rollback":
-            stack.pop()
-        elif not stack or stack[-1] != entry["version"]:
-            stack.append(entry["version"])
-    if len(stack) < 2:
+    there = {v["version"] for v in found["versions"]}
+    earlier = [number for number in _holders(found["history"], alias) if number in there and number != now]
+    if not earlier:
         raise GateError(f"{name}@{alias} is version {now} and has had no other holder to go back to")
-    set_alias(name, alias, stack[-2], "rollback", f"back from version {now}", where)
-    return {"name": name, "alias": alias, "version": stack[-2], "from": str(now)}
+    set_alias(name, alias, earlier[-1], "rollback", f"back from version {now}", where, held_by=now)
+    return {"name": name, "alias": alias, "version": earlier[-1], "from": now}
+
+
+def _holders(held: list[dict[str, Any]], alias: str) -> list[str]:
+    """Versions that held an alias and were not taken back, oldest first."""
+    stack: list[str] = []
+    for entry in (h for h in held if h["alias"] == alias):
+        if entry["action"] == "rollback":
+            while stack and stack[-1] != entry["version"]:
+                stack.pop()
+        if not stack or stack[-1] != entry["version"]:
+            stack.append(entry["version"])
+    return stack
 
 
 def set_version_tag(name: str, number: str, key: str, value: Any, where: Settings) -> None:
     """Keep what is learned of a version later, as JSON."""
-    connect(where).set_model_version_tag(name, number, f"seekray.{key}", json.dumps(value))
+    client = connect(where)
+    with told(where):
+        client.set_model_version_tag(name, str(number), f"seekray.{key}", json.dumps(value))
+
+
+def describe(name: str, number: str, text: str, where: Settings) -> None:
+    """Make a text, the model card, the version's description."""
+    client = connect(where)
+    with told(where):
+        client.update_model_version(name, str(number), text)

@@ -1,21 +1,30 @@
-"""The spool: what should reach MLflow, as ordered events in a run's storage. Imports no MLflow.
+"""The spool: what should reach MLflow, as ordered events in a run's storage. Imports no MLflow and no torch.
 
-`spool/00000001.json`, … are lists of events, never changed once written; `sent.json` says how far
-the sender has come. Points carry their own times, so that sending one twice changes nothing.
+`spool/00000001.json`, … are lists of events, never changed once written; `spool/sent-KEY.json` says
+how far the server KEY is. Points carry their own times, so that sending one twice changes nothing.
 """
 
 from __future__ import annotations
 
 import getpass
+import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from seekray.session import Point
+import psutil
+
+from seekray.errors import TrackingError
 from seekray.storage import Storage
+from seekray.tracking.events import Driver, Event, PointJson, Status
 
-Event = dict[str, Any]
+if TYPE_CHECKING:
+    from seekray.session import Point
+
+WRITE_TRIES = 5
 
 
 class Spool:
@@ -23,64 +32,57 @@ class Spool:
 
     def __init__(self, run: Storage) -> None:
         self.run = run
-        self._next = max(self.segments(), default=0) + 1
 
     def segments(self) -> list[int]:
         """Numbers of the segments there are, in order."""
         return [int(n.removesuffix(".json")) for n in self.run.list("spool") if n.endswith(".json") and n[0].isdigit()]
 
     def append(self, *events: Event) -> None:
-        """Write one segment."""
-        self.run.write_json(f"spool/{self._next:08d}.json", list(events))
-        self._next += 1
+        """Write one segment after the last."""
+        number = max(self.segments(), default=0) + 1
+        self.run.write_json(_segment(number), list(events))
 
     def read(self, number: int) -> list[Event]:
         """The events of a segment."""
-        found: list[Event] = self.run.read_json(f"spool/{number:08d}.json")
+        found: list[Event] = self.run.read_json(_segment(number))
         return found
 
     def events(self) -> list[Event]:
         """All events."""
         return [event for number in self.segments() for event in self.read(number)]
 
-    def sent(self) -> dict[str, Any]:
-        """`{segment, mlflow_run_id, version}` of what the server has."""
-        try:
-            found: dict[str, Any] = self.run.read_json("spool/sent.json.state")
-        except FileNotFoundError:
-            return {"segment": 0, "mlflow_run_id": None, "version": None}
-        return found
 
-    def mark_sent(self, state: Mapping[str, Any]) -> None:
-        """Remember how far the server is."""
-        self.run.write_json("spool/sent.json.state", dict(state))
-
-    def remaining(self) -> int:
-        """Segments that the server has not got."""
-        done = self.sent()["segment"]
-        return sum(number > done for number in self.segments())
+def _segment(number: int) -> str:
+    return f"spool/{number:08d}.json"
 
 
 class Tracker:
-    """A run's pen: every call is a quick write to the spool."""
+    """A run's pen: every call is a quick write to the spool, and never waits for a server.
+
+    On a remote storage a thread of its own writes, so that a training step does not wait for that
+    network either; `finish` waits for it.
+    """
 
     def __init__(self, run: Storage, run_id: str) -> None:
         self._run, self._run_id = run, run_id
         self._spool = Spool(run)
         self._last: dict[str, int] = {}
         earlier = self._spool.events()
+        self._number = max(self._spool.segments(), default=0)
         self._files = sum(event["kind"] == "file" for event in earlier)
         for event in earlier:
             if event["kind"] == "points":
-                self._note(Point(**p) for p in event["points"])
+                self._note(event["points"])
+        self._writer = None if run.is_local else ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._pending: list[Future[None]] = []
 
-    def _note(self, points: Any) -> None:
+    def _note(self, points: Sequence[PointJson]) -> None:
         for point in points:
-            self._last[point.key] = max(point.step, self._last.get(point.key, -1))
+            self._last[point["key"]] = max(point["step"], self._last.get(point["key"], -1))
 
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """The run begins, or goes on."""
-        self._spool.append(
+        """The run begins, or goes on: after earlier events the same MLflow run continues."""
+        self._append(
             {
                 "kind": "start",
                 "run_id": self._run_id,
@@ -88,46 +90,131 @@ class Tracker:
                 "params": dict(params),
                 "tags": dict(tags),
                 "user": getpass.getuser(),
-                "time_ms": int(time.time() * 1000),
+                "time_ms": _now(),
+                "driver": this_process(),
             }
         )
 
     def points(self, new: Sequence[Point]) -> None:
         """Points; those of steps that were told before (a resume goes over them again) are left out."""
-        fresh = [p for p in new if p.step > self._last.get(p.key, -1)]
+        fresh: list[PointJson] = [
+            {"key": p.key, "value": p.value, "step": p.step, "time_ms": p.time_ms}
+            for p in new
+            if p.step > self._last.get(p.key, -1)
+        ]
         if fresh:
-            self._spool.append({"kind": "points", "points": [vars(p) for p in fresh]})
+            self._append({"kind": "points", "points": fresh})
             self._note(fresh)
 
     def text(self, name: str, content: str) -> None:
         """A text artifact."""
-        self._spool.append({"kind": "text", "name": name, "content": content})
+        self._append({"kind": "text", "name": name, "content": content})
 
     def file(self, path: Path, artifact: str) -> None:
         """A file artifact, copied into the run's storage."""
         self._files += 1
         kept = f"spool/files/{self._files:04d}-{path.name}"
         self._run.write_bytes(kept, path.read_bytes())
-        self._spool.append({"kind": "file", "path": kept, "artifact": artifact})
+        self._append({"kind": "file", "path": kept, "artifact": artifact})
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """What is learned of the run on its way, kept as `seekray.<key>`."""
+        self._append({"kind": "tags", "tags": dict(tags)})
 
     def model(self, bundle: str, register: str | None) -> None:
         """The bundle, a folder in the run's storage; `register` names it in the registry."""
-        self._spool.append({"kind": "model", "bundle": bundle, "register": register})
+        self._append({"kind": "model", "bundle": bundle, "register": register})
 
-    def finish(self, status: str, message: str = "") -> None:
-        """The end: finished, failed or killed."""
-        self._spool.append({"kind": "finish", "status": status, "message": message, "time_ms": int(time.time() * 1000)})
+    def finish(self, status: Status, message: str = "") -> None:
+        """The end. Raises TrackingError where something could not be written to a remote storage."""
+        self._append({"kind": "finish", "status": status, "message": message, "time_ms": _now()})
+        if self._writer is None:
+            return
+        self._writer.shutdown(wait=True)
+        failed = [error for future in self._pending if (error := future.exception()) is not None]
+        if failed:
+            raise TrackingError(f"{len(failed)} events could not be written to {self._run.uri}/spool: {failed[0]}")
+
+    def _append(self, event: Event) -> None:
+        self._number += 1
+        if self._writer is None:
+            self._run.write_json(_segment(self._number), [event])
+            return
+        self._pending = [f for f in self._pending if not f.done() or f.exception() is not None]
+        self._pending.append(self._writer.submit(self._write, self._number, event))
+
+    def _write(self, number: int, event: Event) -> None:
+        for attempt in range(WRITE_TRIES):
+            try:
+                return self._run.write_json(_segment(number), [event])
+            except OSError:
+                if attempt == WRITE_TRIES - 1:
+                    raise
+                time.sleep(2**attempt)
+        return None
+
+
+class NullTracker(Tracker):
+    """Tells nobody."""
+
+    def __init__(self) -> None:
+        pass
+
+    def points(self, new: Sequence[Point]) -> None:
+        """Nothing."""
+
+    def file(self, path: Path, artifact: str) -> None:
+        """Nothing."""
+
+    def finish(self, status: Status, message: str = "") -> None:
+        """Nothing."""
+
+    def _append(self, event: Event) -> None:
+        pass
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def this_process() -> Driver:
+    """This process, as `is_dead` knows it again."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "began": psutil.Process().create_time()}
+
+
+def is_dead(driver: Driver) -> bool:
+    """True where the driver ran on this host and is gone; of other hosts nothing can be said."""
+    if driver["host"] != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(driver["pid"])
+        return abs(process.create_time() - driver["began"]) > 1 or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def state(run: Storage) -> dict[str, Any]:
-    """A run as its spool tells it: `{run_id, name, status, started, metrics, params}`, without any server."""
-    found: dict[str, Any] = {"status": "unknown", "metrics": {}, "params": {}, "name": "", "started": None, "message": ""}
+    """A run as its spool tells it, without any server.
+
+    `{run_id, name, status, started, metrics, params, tags, message}`; status: unknown, running,
+    finished, failed or killed (also where the driver is gone without a word).
+    """
+    found: dict[str, Any] = {"status": "unknown", "metrics": {}, "params": {}, "tags": {}, "name": "", "message": ""}
+    found |= {"run_id": run.uri.rsplit("/", 1)[-1], "started": None}
+    driver: Driver | None = None
     for event in Spool(run).events():
         if event["kind"] == "start":
+            driver = event["driver"]
             found |= {"run_id": event["run_id"], "name": event["name"], "params": event["params"], "status": "running"}
             found["started"] = found["started"] or event["time_ms"]
+            found["tags"] |= event["tags"]
+            found["message"] = ""
         elif event["kind"] == "points":
             found["metrics"] |= {p["key"]: p["value"] for p in event["points"]}
+        elif event["kind"] == "tags":
+            found["tags"] |= event["tags"]
         elif event["kind"] == "finish":
             found |= {"status": event["status"], "message": event["message"]}
+    if found["status"] == "running" and driver is not None and is_dead(driver):
+        found |= {"status": "killed", "message": "its process is gone"}
     return found
