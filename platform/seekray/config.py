@@ -160,7 +160,7 @@ class Experiment(Strict):
     family: str = Field("net", description="net, or package.module:MyFamily")
     task: str = Field("classification", description="net: classification, regression, multilabel")
     data: Data
-    model: SerializeAsAny[BaseModel] = Field(default=None, validate_default=True)  # type: ignore[assignment]
+    model: SerializeAsAny[BaseModel] = Field(default=None, validate_default=True)
     training: Training = Training()
     resources: Resources = Resources()
     register_as: Name | None = Field(None, alias="register", description="name in the model registry")

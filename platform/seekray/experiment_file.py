@@ -118,9 +118,8 @@ def _loc(loc: Sequence[str | int], raw: Mapping[str, Any]) -> Path_:
     place: Any = raw
     path: list[str | int] = []
     for number, key in enumerate(loc):
-        if (isinstance(place, Mapping) and key in place) or (
-            isinstance(place, list) and isinstance(key, int) and key < len(place)
-        ):
+        there = key in place if isinstance(place, Mapping) else isinstance(place, list) and key in range(len(place))
+        if there:
             place = place[key]
             path.append(key)
         elif number == len(loc) - 1 and isinstance(place, Mapping) and isinstance(key, str):

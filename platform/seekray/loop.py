@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,8 +66,11 @@ class Pulse:
         self._metrics: dict[str, float] = {}
         self._saved_step = -1
         self._last: dict[str, float] = {}
+        self._told: list[Point] = []
         if session.resume_from is None:
             self._save()  # a run that dies at once can be resumed, and a NaN in the first step has a good one
+        else:  # points may have died on their way; the tracker knows those it has
+            session.report([Point(**p) for p in session.resume_from.state["told"]])
 
     def add(self, shares: dict[str, Tensor], rows: int, last: bool) -> None:
         """Shares of one part of a step."""
@@ -87,9 +91,8 @@ class Pulse:
             if self._session.agree(now - self._reported > 5):
                 self._report()
         every = training.checkpoints.every_steps
-        if every and step % every == 0:
+        if every and step % every == 0 and not self._state.finished:  # the last step's waits for its validation
             self._drain()
-            self._report()
             self._save()
 
     def epoch(self, metrics: dict[str, float]) -> None:
@@ -137,11 +140,15 @@ class Pulse:
 
     def _report(self) -> None:
         self._session.report(self._points)
+        recent = (time.time() - 10) * 1000
+        self._told = [p for p in self._told if p.time_ms > recent] + self._points
         self._points, self._reported = [], time.monotonic()
 
     def _save(self) -> None:
+        self._report()  # what the checkpoint is past would not be said again
         checkpoint = self._state.checkpoint(self._session)
         if checkpoint is not None:
+            checkpoint.state["told"] = [asdict(p) for p in self._told]
             self._checkpoints.save(self._state.step, checkpoint)
         self._saved, self._saved_step = time.monotonic(), self._state.step
 

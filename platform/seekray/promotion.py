@@ -56,7 +56,7 @@ def promote(
             raise GateError(
                 f"{name}/{version} is worse than {name}/{holder}, which holds {alias}: {comparison['metric']} "
                 f"{comparison['candidate']:.6g} against {comparison['champion']:.6g} on {comparison['data']} "
-                f"(tolerance {tolerance:g}). Train a better one, give --tolerance, or --force \"reason\""
+                f'(tolerance {tolerance:g}). Train a better one, give --tolerance, or --force "reason"'
             )
     registry.set_alias(name, alias, version, "force" if force else "promote", force, where)
     before = f" (before: {holder})" if holder is not None else ""

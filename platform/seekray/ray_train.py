@@ -111,6 +111,10 @@ def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
         mailbox.put("done", None)
 
 
+class _Stop(BaseException):
+    """A worker told an error: its peers wait for it in vain. Not an Exception, which Ray would retry."""
+
+
 class _Collect(WorkerGroupCallback):  # type: ignore[misc]
     """Empties the mailbox while the controller polls."""
 
@@ -121,6 +125,8 @@ class _Collect(WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         self.collect()
+        if self.error is not None:
+            raise _Stop
 
     def collect(self) -> None:
         for kind, body in self._mailbox.take():
@@ -170,6 +176,8 @@ def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, l
     )
     try:
         trainer.fit()
+    except _Stop:
+        pass
     except WorkerGroupError as error:
         collect.collect()
         reasons = "; ".join(f"rank {rank}: {type(e).__name__}: {e}" for rank, e in error.worker_failures.items())

@@ -19,7 +19,6 @@ from seekray.data.batches import Batch
 from seekray.errors import DivergedError
 from seekray.storage import Storage
 
-
 SMALL_STEP = 10**8  # parameters times rows
 
 
@@ -70,7 +69,9 @@ class Session:
         self.grad_norm: Tensor | None = None
         self._listener = listener
         self._batch: Batch | None = None
-        self._pending: tuple[Tensor, Batch | None, str] | None = None
+        self._parts: list[Tensor] = []  # row numbers of the step's parts so far
+        self._losses: Tensor | None = None  # of the parts so far
+        self._pending: tuple[Tensor, list[Tensor], str] | None = None
         self.where: Callable[[], str] = lambda: ""
         precision = training.precision
         if precision == "auto":
@@ -88,7 +89,10 @@ class Session:
 
     def begin(self, batch: Batch) -> None:
         """Name the batch that the next `backward` calls belong to."""
+        if self._batch is None or self._batch.last:
+            self._parts = []
         self._batch = batch
+        self._parts.append(batch.rows)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 where the experiment or the device says so."""
@@ -99,11 +103,10 @@ class Session:
         loss.backward()  # type: ignore[no-untyped-call]
         assert self._batch is not None
         parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        total = loss.detach()
+        total = loss.detach() if self._losses is None else self._losses + loss.detach()
+        self._losses = None if self._batch.last else total
         if not self._batch.last:
-            if not torch.isfinite(total):
-                self._fail()
-            return False
+            return False  # a NaN is seen at the last part, where all ranks see it
         if self.world_size > 1:
             total = self._reduce(parameters, total)
         if self.training.clip_norm is not None:
@@ -131,12 +134,10 @@ class Session:
             return
         if self._pending is not None and not bool(torch.isfinite(self._pending[0])):
             self._fail(self._pending[1], self._pending[2])
-        self._pending = (value.detach().to("cpu", non_blocking=True), self._batch, self.where())
+        self._pending = (value.detach().to("cpu", non_blocking=True), self._parts, self.where())
 
-    def _fail(self, batch: Batch | None = None, where: str | None = None) -> None:
-        batch = batch or self._batch
-        assert batch is not None
-        rows = self.gather(batch.rows.to(self.device)).tolist() if batch.last else batch.rows.tolist()
+    def _fail(self, parts: Sequence[Tensor] | None = None, where: str | None = None) -> None:
+        rows = sorted(self.gather(torch.cat(list(parts or self._parts)).to(self.device)).tolist())
         shown = ", ".join(map(str, rows[:20])) + (f", … ({len(rows)} rows)" if len(rows) > 20 else "")
         raise DivergedError(
             f"the loss became NaN or infinite {where or self.where()}; rows of the batch: {shown}. "

@@ -6,6 +6,7 @@ store shows an object only when it is whole.
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import uuid
@@ -101,13 +102,13 @@ class Storage:
         """True where a file or folder of that name is there."""
         return bool(self._fs.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
-    def list(self, name: str = "") -> list[str]:
+    def list(self, name: str = "") -> builtins.list[str]:
         """Names of the files and folders directly in a folder, sorted; empty where it is not there."""
         selector = pafs.FileSelector(self.path(name), allow_not_found=True)
         names = (info.base_name for info in self._fs.get_file_info(selector))
         return sorted(n for n in names if not n.startswith("."))
 
-    def files(self, name: str = "") -> list[str]:
+    def files(self, name: str = "") -> builtins.list[str]:
         """Relative names of all files below a folder, sorted."""
         selector = pafs.FileSelector(self.path(name), recursive=True, allow_not_found=True)
         base = self.path(name).rstrip("/") + "/"

@@ -15,6 +15,7 @@ from seekray.config import Experiment
 from seekray.data.batches import TableBatches
 from seekray.data.features import FeatureSchema
 from seekray.data.prepare import Arrays
+from seekray.errors import ConfigError
 from seekray.models import get_family
 from seekray.models.optimizers import LearningRate, update_average
 from seekray.session import Session
@@ -107,7 +108,9 @@ class TrainState:
     def judge(self, metrics: Mapping[str, float]) -> None:
         """Keep the best weights and count epochs without an improvement."""
         if metrics and self.metric not in metrics:
-            raise KeyError(f"training.metric: {self.metric!r} given, validation has {', '.join(metrics)}")
+            raise ConfigError(
+                f"training.metric: {self.metric!r} given, validation has {', '.join(metrics)}", field="training.metric"
+            )
         value = metrics.get(self.metric, math.nan) * (1 if self.higher_is_better else -1)
         stopping = self._training.early_stopping
         self.stale += 1

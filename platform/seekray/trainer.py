@@ -223,5 +223,7 @@ def _fit_here(experiment: Experiment, run: Storage, prepared: Prepared, ears: Ea
     if cpus := experiment.resources.cpus_per_worker:
         torch.set_num_threads(max(1, int(cpus)))
     device = "cuda" if torch.cuda.is_available() and experiment.resources.gpus_per_worker != 0 else "cpu"
-    session = (LocalSession if not cpus else _FixedThreads)(experiment.training, run, listener=ears, resume_from=before, device=device)
+    session = (LocalSession if not cpus else _FixedThreads)(
+        experiment.training, run, listener=ears, resume_from=before, device=device
+    )
     loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)

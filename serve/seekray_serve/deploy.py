@@ -167,7 +167,7 @@ def _config(applications: list[dict[str, Any]], host: str, port: int) -> dict[st
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port, "keep_alive_timeout_s": 90},
-        # A line a request costs more than a small model's answer; the metrics count them.
+        # A line a request is dear beside a small model's answer; the metrics count them.
         "logging_config": {"enable_access_log": False},
         "applications": applications,
     }

@@ -3,7 +3,7 @@ models' paths without their prefix.
 
 Where the ingress is the HAProxy that `serve up` starts, a model's own paths are rewritten in
 HAProxy (`haproxy.py`) and never come here. On any other cluster they are forwarded by HTTP to the
-same ingress: measured beside a deployment handle, it costs the same and streams as it is.
+same ingress: nothing but an address is needed, and the answer's bytes pass as they are.
 """
 
 from __future__ import annotations

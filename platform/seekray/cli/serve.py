@@ -22,13 +22,16 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
     """Resolve what the command line names. Raises ModelNotFoundError."""
     import json
 
+    from seekray.errors import UserError
     from seekray.model_ref import resolve
     from seekray.settings import settings
     from seekray_serve.deploy import ModelToServe
 
-    found = []
+    found: list[ModelToServe] = []
     for reference in references:
         model = resolve(reference, settings())
+        if model.name in {m.name for m in found}:
+            raise UserError(f"{model.name} is named twice; an address serves one version of a model")
         options = json.loads((model.bundle / "bundle.json").read_text()).get("serve", {})
         found.append(ModelToServe(model.name, model.version, model.bundle, options))
     return found

@@ -106,14 +106,12 @@ class CsvSource(Source):
             path = self.paths[0]
             with reading(path, "CSV"), self._open(path) as stream:
                 options = self._options(None, self._codes())
-                keep = self._parse(lambda row: "skip")
                 read = pacsv.ReadOptions(block_size=HEAD, use_threads=False)
                 try:
-                    with pacsv.open_csv(stream, read, keep, options) as reader:
+                    with pacsv.open_csv(stream, read, self._parse(), options) as reader:
                         self._schema = reader.schema
-                except pa.ArrowInvalid as error:
-                    if "Empty CSV" not in str(error) and "straddling" not in str(error):
-                        raise
+                except pa.ArrowInvalid:
+                    # No rows, or a damaged one: reading says which.
                     self._schema = pa.schema([pa.field(n, pa.string()) for n in self._names])
         return self._schema
 

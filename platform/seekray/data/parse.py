@@ -135,7 +135,7 @@ def numbers(column: Column, name: str, rejects: Rejects) -> Array:
             try:
                 out[row] = float(value)
             except OverflowError:
-                out[row] = math.copysign(math.inf, value)
+                out[row] = math.inf if value > 0 else -math.inf
         elif not is_missing(value):
             rejects.add(name, row, value, "expected a number")
     return out

@@ -152,33 +152,25 @@ def _by_group(split: Split, groups: Array) -> Array:
 
 def _by_time(split: Split, keys: Array) -> Array:
     """The last rows are the test, those before them validation; equal times stay together."""
-    values = np.sort(keys)
-    rows = len(values)
-    test, validation = sizes(split, rows)
-    out = np.full(rows, TRAIN, dtype=np.int8)
-    last = _edge(values, rows - test, 1, rows) if test else rows
-    first = _edge(values, last - validation, 1, last) if validation and last > 0 else last
-    if (test and last == rows) or (validation and first == last) or first <= 0:
+    unique, counts = np.unique(keys, return_counts=True)
+    starts = np.concatenate([[0], np.cumsum(counts)])  # where each time begins among the sorted rows, and the end
+    test, validation = sizes(split, len(keys))
+    parts = 1 + bool(test) + bool(validation)
+    if len(unique) < parts:
         raise DataError(
-            f"data.split.by: {split.by} has too many equal times for a split of {rows} rows into "
-            f"{split.validation:g} validation and {split.test:g} test",
+            f"data.split.by: {split.by} has {len(unique)} different times in {len(keys)} rows, expected at least {parts}, "
+            "one for each part; set data.split.test or validation to 0, or split by another column",
             field="data.split",
         )
-    if last < rows:
-        out[keys >= values[last]] = TEST
-    if first < last:
-        out[(keys >= values[first]) & (out == TRAIN)] = VALIDATION
+    out = np.full(len(keys), TRAIN, dtype=np.int8)
+    end = len(unique)
+    for part, size, earlier in ((TEST, test, 1 + bool(validation)), (VALIDATION, validation, 1)):
+        if size:
+            # The place where a time begins that is nearest to the fraction, and leaves a time for each earlier part.
+            first = earlier + int(np.argmin(np.abs(starts[earlier:end] - (starts[end] - size))))
+            out[(keys >= unique[first]) & (out == TRAIN)] = part
+            end = first
     return out
-
-
-def _edge(values: Array, at: int, low: int, high: int) -> int:
-    """The place nearest to `at` where a new value begins, between `low` and `high`."""
-    at = min(max(at, low), high - 1)
-    before = int(np.searchsorted(values[:high], values[at], side="left"))
-    after = int(np.searchsorted(values[:high], values[at], side="right"))
-    if before < low or (after < high and after - at < at - before):
-        return after
-    return before
 
 
 def describe(parts: Array) -> dict[str, int]:

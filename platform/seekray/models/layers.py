@@ -42,7 +42,7 @@ class BatchNorm(nn.BatchNorm1d):
         count = x.new_tensor([float(x.shape[0])])
         sums = torch.cat([count, x.sum(0), x.square().sum(0)])
         if alone is None:
-            sums = all_reduce(sums)
+            sums = all_reduce(sums)  # type: ignore[no-untyped-call]
         n, size = sums[0].detach(), x.shape[1]
         mean = sums[1 : size + 1] / n
         var = (sums[size + 1 :] / n - mean.square()).clamp_min(0)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from seekray.data.batches import Batch, TableBatches
 from seekray.data.options import Data
+from seekray.errors import ConfigError
 from seekray.metrics import quick_metrics
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.layers import ACTIVATIONS, Activation, BatchNorm, initialise
@@ -100,6 +101,7 @@ class Perceptron(nn.Module):
         self.layers = nn.Sequential(*(Layer(a, b, config) for a, b in pairwise(sizes)))
         self.head = initialise(nn.Linear(sizes[-1], schema.num_outputs), None)
         self.task, self.config = schema.task, config
+        self.class_weights: Tensor | None
         self.register_buffer("class_weights", _class_weights(config, schema), persistent=False)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -115,14 +117,14 @@ class Perceptron(nn.Module):
         if self.task == "classification":
             loss = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
             weights = self.class_weights
-            return loss if weights is None else loss * weights[targets]  # type: ignore[index]
+            return loss if weights is None else loss * weights[targets]
         if self.task == "multilabel":
             smoothed = targets * (1 - smoothing) + smoothing / 2
             return F.binary_cross_entropy_with_logits(
                 outputs,
                 smoothed,
                 pos_weight=self.class_weights,
-                reduction="none",  # type: ignore[arg-type]
+                reduction="none",
             ).mean(1)
         if config.loss == "huber":
             return F.huber_loss(outputs, targets, reduction="none", delta=config.huber_delta).mean(1)
@@ -142,7 +144,9 @@ def _class_weights(config: NetConfig, schema: FeatureSchema) -> Tensor | None:
         return counts.sum() / (len(counts) * counts.clamp_min(1))
     weights = torch.tensor(config.class_weights)
     if len(weights) != schema.num_outputs:
-        raise ValueError(f"model.class_weights: {len(weights)} given, the data has {schema.num_outputs} classes")
+        raise ConfigError(
+            f"model.class_weights: {len(weights)} given, the data has {schema.num_outputs} classes", field="model.class_weights"
+        )
     return weights * counts.sum() / (weights * counts).sum() if schema.task == "classification" else weights
 
 

@@ -38,7 +38,8 @@ class LearningRate:
 
     def __init__(self, schedule: Schedule, optimizers: Iterable[Optimizer], total_steps: int) -> None:
         self._schedule, self._total = schedule, max(1, total_steps)
-        self._groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
+        # A group is looked up each time: loading an optimizer's state replaces its groups.
+        self._peaks = [(optimizer, [group["lr"] for group in optimizer.param_groups]) for optimizer in optimizers]
         warmup = schedule.warmup
         self._warmup = round(warmup * self._total) if warmup < 1 else int(warmup)
         self._plateau, self._stale, self._best = 1.0, 0, math.inf
@@ -60,8 +61,9 @@ class LearningRate:
     def apply(self, step: int) -> float:
         """Set the rate for a step; returns the factor."""
         factor = self.factor(step)
-        for group, lr in self._groups:
-            group["lr"] = lr * factor
+        for optimizer, peaks in self._peaks:
+            for group, lr in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = lr * factor
         return factor
 
     def validated(self, loss: float) -> None:

@@ -118,6 +118,8 @@ def is_refused(error: Exception) -> bool:
     if not isinstance(error, MlflowException):
         return False
     status = int(error.get_http_status_code())
+    if "Invalid artifact path" in str(error):  # MLflow's own check, before any request, calls it an internal error
+        return True
     return 400 <= status < 500 and status not in PASSING
 
 

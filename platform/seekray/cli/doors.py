@@ -1,0 +1,57 @@
+"""`verify`: all doors of a model, the endpoint's among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from seekray.cli.serve import models_to_serve
+
+ROWS = 2000
+
+
+def verify_all(reference: str, data: str) -> dict[str, Any]:
+    """Send rows of `data`, and rows made troublesome, through every door. The result is kept with the version."""
+    from seekray.data.options import Data
+    from seekray.data.sources import open_source
+    from seekray.data.values import json_value
+    from seekray.model_ref import resolve
+    from seekray.predictor import Predictor
+    from seekray.settings import settings
+    from seekray.tracking import registry
+    from seekray.tracking.artifacts import fresh_copy
+    from seekray.verify import local_doors, rows_with_trouble, verify
+    from seekray_serve import deploy
+    from seekray_serve.doors import endpoint_doors
+    from seekray_serve.instance import free_ports
+
+    where = settings()
+    model = resolve(reference, where)
+    predictor = Predictor.load(model.bundle)
+    names = [f.name for f in predictor.schema.features]
+    source = open_source(Data(source=data))
+    known = [n for n in names if n in source.schema.names]
+    batch = next(iter(source.batches(known)))
+    rows = [{n: json_value(v) for n, v in row.items()} for row in batch.slice(0, ROWS).to_pylist()]
+    rows += rows_with_trouble(predictor.schema, rows[:50])
+    with tempfile.TemporaryDirectory(prefix="sk-verify-") as folder:
+        doors = local_doors(model.bundle)
+        entry = registry.version(model.name, model.version, where) if model.version else None
+        if entry is not None:
+            copy = fresh_copy(entry, where, Path(folder) / "fresh")
+            doors["fresh download"] = lambda given: Predictor.load(copy).predict(predictor.schema.columns_from_rows(given))
+        # A server of its own, so that what is verified is this version and nobody's traffic is touched.
+        own = dataclasses.replace(where, home=Path(folder) / "home")
+        try:
+            up = deploy.up(models_to_serve([reference]), own, port=free_ports(1)[0])
+            doors |= endpoint_doors(up["models"][0]["url"], model.name)
+            found: dict[str, Any] = verify(doors, rows)
+        finally:
+            deploy.down(own)
+    found |= {"bundle": predictor.hash, "rows": len(rows), "data": data}
+    if entry is not None and model.version:
+        kept = {"bundle": predictor.hash, "passed": found["passed"], "doors": [d["door"] for d in found["doors"]]}
+        registry.set_version_tag(model.name, model.version, "verified", kept, where)
+    return found

@@ -1,0 +1,96 @@
+"""An endpoint's two doors as functions from rows to answers, for `seekray verify`."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from seekray.errors import ClusterError
+from seekray.predictor import Prediction
+
+Rows = Sequence[Mapping[str, Any]]
+CHUNK = 1000
+
+
+def endpoint_doors(url: str, name: str) -> dict[str, Callable[[Rows], Prediction]]:
+    """Doors of the model `name` served at `url` (its own address, such as http://127.0.0.1:8000/digits)."""
+    return {
+        "rest": lambda rows: _joined(_rest(url, rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)),
+        "open inference protocol": lambda rows: _joined(
+            _protocol(url, name, rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)
+        ),
+    }
+
+
+def _joined(parts: Any) -> Prediction:
+    predictions: list[Any] = []
+    probabilities: dict[str, list[float]] = {}
+    for part in parts:
+        predictions += part.predictions
+        for key, values in (part.probabilities or {}).items():
+            probabilities.setdefault(key, []).extend(values)
+    return Prediction(predictions, probabilities or None)
+
+
+def _ask(url: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        raise ClusterError(f"{url} answered {error.code}: {error.read().decode(errors='replace')[:300]}") from error
+    except OSError as error:
+        raise ClusterError(f"{url} does not answer: {error}") from error
+
+
+def _rest(url: str, rows: Rows) -> Prediction:
+    answer = _ask(f"{url}/v1/predict", {"rows": list(rows)})
+    per_row = answer.get("probabilities")
+    columns = {key: [row[key] for row in per_row] for key in per_row[0]} if per_row else None
+    return Prediction(answer["predictions"], columns)
+
+
+def _protocol(url: str, name: str, rows: Rows) -> Prediction:
+    about = _ask(f"{url}/v2/models/{name}")
+    inputs, nulls = [], {}
+    for spec in about["inputs"]:
+        values = [row.get(spec["name"]) for row in rows]
+        if missing := [i for i, v in enumerate(values) if v is None]:
+            nulls[spec["name"]] = missing
+        kind, width = _datatype(values, spec["datatype"]), spec["shape"][1:]
+        filler: Any = {"BYTES": "", "BOOL": False, "INT64": 0}.get(kind, 0.0)
+        filled = [([filler] * width[0] if width else filler) if v is None else _as(kind, v) for v in values]
+        flat = [x for v in filled for x in v] if width else filled
+        inputs.append({"name": spec["name"], "datatype": kind, "shape": [len(rows), *width], "data": flat})
+    answer = _ask(f"{url}/v2/models/{name}/infer", {"inputs": inputs, "parameters": {"nulls": nulls}})
+    outputs = {o["name"]: o for o in answer["outputs"]}
+    predictions = outputs["prediction"]["data"]
+    if "probability" not in outputs:
+        return Prediction(predictions, None)
+    flat, classes = outputs["probability"]["data"], answer.get("parameters", {}).get("classes")
+    many = outputs["probability"]["shape"][1]
+    names = classes or _ask(f"{url}/v1/models/{name}")["classes"]
+    columns = {str(names[i]): flat[i::many] for i in range(many)}
+    if outputs["prediction"]["shape"][1:]:  # multilabel: a flag a label
+        rows_of = [predictions[i : i + many] for i in range(0, len(predictions), many)]
+        predictions = [[str(n) for n, on in zip(names, row, strict=True) if on] for row in rows_of]
+    return Prediction(predictions, columns)
+
+
+def _datatype(values: Sequence[Any], declared: str) -> str:
+    """What the values are, where the declared type cannot hold them: a category may be a text in one row."""
+    if any(isinstance(v, str) for v in values):
+        return "BYTES"
+    if declared in ("INT64", "BOOL") and any(isinstance(v, float) and not v.is_integer() for v in values):
+        return "FP64"
+    return declared
+
+
+def _as(kind: str, value: Any) -> Any:
+    if kind == "BYTES" and not isinstance(value, str):
+        return ("true" if value else "false") if isinstance(value, bool) else str(value)
+    return int(value) if kind == "INT64" else value

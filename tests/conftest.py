@@ -1,0 +1,55 @@
+"""What the tests share: a home of their own, one Ray for the whole session, small tables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+# Helpers and odd families live here; Ray's workers get the driver's path too.
+sys.path.insert(0, str(Path(__file__).parent / "models" / "kit"))
+
+OUTSIDE = ("MLFLOW_TRACKING_URI", "SEEKRAY_STORAGE", "RAY_ADDRESS", "SEEKRAY_HOME")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A `.seekray` of this test alone; processes started from here see it too."""
+    from seekray.settings import settings
+
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+    folder = tmp_path / "home"
+    monkeypatch.setenv("SEEKRAY_HOME", str(folder))
+    settings.cache_clear()
+    yield folder
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray of two CPUs for the whole session, started as seekray starts its own."""
+    from seekray.cluster import quiet
+    from seekray.ray_environment import private_ray_environment
+
+    quiet()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    folder = tempfile.mkdtemp(prefix="sr-", dir="/tmp")  # short: Ray puts sockets in it
+    with mock.patch.dict(os.environ, private_ray_environment()):
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)

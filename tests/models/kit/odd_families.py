@@ -1,0 +1,46 @@
+"""Families that only a test would want."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from seekray.data.batches import Batch
+from seekray.models.family import Modules, StepSession
+from seekray.models.gen import Gen
+from seekray.models.net import Net
+
+
+class FixedNoise(Gen):
+    """`gen` whose noise is a function of the row it stands for, so that ranks can be compared."""
+
+    def _fake(self, modules: Modules, rows: Tensor) -> Tensor:
+        latent = next(modules["generator"].parameters()).shape[1]
+        frequencies = torch.arange(1, latent + 1, dtype=rows.dtype)
+        fake: Tensor = modules["generator"](torch.sin(rows.sum(1, keepdim=True) * frequencies))
+        return fake
+
+
+class FailsOnLastRank(Net):
+    """An error on one rank only, while the others wait for it."""
+
+    def train_step(
+        self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
+    ) -> dict[str, Tensor]:
+        if dist.is_initialized() and dist.get_rank() == dist.get_world_size() - 1:
+            raise ValueError("rank one has had enough")
+        return super().train_step(modules, optimizers, batch, session)
+
+
+class Slow(Net):
+    """Steps that take a while."""
+
+    def train_step(self, *args: Any) -> dict[str, Tensor]:
+        time.sleep(0.05)
+        return super().train_step(*args)

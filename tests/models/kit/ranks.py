@@ -1,0 +1,106 @@
+"""Several ranks without Ray: forks them from one process that has torch imported already.
+
+`python ranks.py JOBS.json`: a list of {kind: "run", experiment, folder, world} and
+{kind: "norm", arrays, shares, out}; each rank is a process of its own, joined by gloo.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from training_kit import Listen, run_here
+
+from seekray.config import Experiment
+from seekray.data.prepare import Prepared, prepare
+from seekray.models.layers import BatchNorm
+from seekray.session import Session
+
+
+class RankSession(Session):
+    """A session that knows its rank from torch.distributed."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+
+def fork(world: int, work: Callable[[], None]) -> None:
+    """Run `work` on `world` ranks; raises where one fails."""
+    children = []
+    with tempfile.TemporaryDirectory() as folder:
+        for rank in range(world):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    torch.set_num_threads(1)
+                    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+                    work()
+                    dist.destroy_process_group()
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(code)
+            children.append(pid)
+        failed = [pid for pid in children if os.waitpid(pid, 0)[1] != 0]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {world} ranks failed")
+
+
+def _norm(job: dict[str, Any]) -> None:
+    """Batch normalisation of this rank's share: outputs, gradients and running statistics into a file a rank."""
+    rank = dist.get_rank()
+    given = np.load(job["arrays"])
+    start = sum(job["shares"][:rank])
+    mine = slice(start, start + job["shares"][rank])
+    norm = BatchNorm(given["x"].shape[1]).double()
+    x = torch.tensor(given["x"][mine], requires_grad=True)
+    y = norm(x)
+    (y * torch.tensor(given["w"][mine])).square().sum().backward()
+    np.savez(
+        f"{job['out']}/{rank}.npz",
+        y=y.detach().numpy(), dx=x.grad.numpy(), dweight=norm.weight.grad.numpy(), dbias=norm.bias.grad.numpy(),
+        mean=norm.running_mean.numpy(), var=norm.running_var.numpy(),
+    )  # fmt: skip
+
+
+def forked(jobs: list[dict[str, Any]]) -> None:
+    """Run jobs in a process that may fork."""
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(jobs, file)
+        file.flush()
+        subprocess.run([sys.executable, __file__, file.name], check=True, timeout=300)
+
+
+def main() -> None:
+    seen: dict[str, Prepared] = {}
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        if job["kind"] == "norm":
+            fork(len(job["shares"]), lambda job=job: _norm(job))
+            continue
+        given = Experiment.model_validate(job["experiment"])
+        key = json.dumps([job["experiment"]["data"], given.task])
+        if key not in seen:
+            seen[key] = prepare(given.data, given.task)
+        prepared = seen[key]
+
+        def work(given: Any = given, prepared: Prepared = prepared, job: Any = job) -> None:
+            run_here(given, prepared, Path(job["folder"]), Listen(), session=RankSession)
+
+        fork(job["world"], work)
+
+
+if __name__ == "__main__":
+    main()
