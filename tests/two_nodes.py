@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,161 @@ def one_head(cpus: int = 2) -> Iterator[Head]:
         yield Head(f"http://127.0.0.1:{ports[1]}", token_file, env, marked)
     except subprocess.CalledProcessError as error:
         raise AssertionError((folder / "log").read_text()) from error
+    finally:
+        marked.end()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -- two nodes ------------------------------------------------------------------------------
+
+
+@dataclass
+class Cluster:
+    """Two nodes of one CPU each that share a network and nothing else, and object storage beside them.
+
+    laptop: the environment of the command line outside of both, which reaches the head's dashboard.
+    """
+
+    address: str
+    storage: str
+    laptop: dict[str, str]
+    namespaces: tuple[str, str]
+    marked: Marked
+
+    def node_of(self, pid: int) -> int | None:
+        """0 for a process on the head, 1 on the worker node, None outside."""
+        here = os.readlink(f"/proc/{pid}/ns/net")
+        for number, name in enumerate(self.namespaces):
+            if here == f"net:[{os.stat(f'/run/netns/{name}').st_ino}]":
+                return number
+        return None
+
+    def train_workers(self) -> dict[int, int]:
+        """Living Ray Train workers: pid → node."""
+        found = {}
+        for pid in self.marked.pids():
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{pid}/cmdline").read_bytes()
+                node = self.node_of(pid)
+                if title.startswith(b"ray::RayTrainWorker") and node is not None:
+                    found[pid] = node
+        return found
+
+
+def can_have_namespaces() -> bool:
+    """True where this process may make network and mount namespaces (root, with iproute2 and util-linux)."""
+    if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
+        return False
+    name = f"sk{secrets.token_hex(3)}"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode:
+        return False
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+    return subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@contextlib.contextmanager
+def _network() -> Iterator[tuple[str, tuple[str, str], tuple[str, str]]]:
+    """A bridge, two namespaces on it: the bridge's address, the namespaces and their addresses."""
+    name = secrets.token_hex(3)
+    bridge, spaces = f"sk{name}", (f"sk{name}a", f"sk{name}b")
+    net = f"10.{secrets.randbelow(150) + 60}.{secrets.randbelow(250) + 1}"
+    try:
+        _ip("link", "add", bridge, "type", "bridge")
+        _ip("addr", "add", f"{net}.254/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        for number, space in enumerate(spaces):
+            outside, inside = f"{space}o", f"{space}i"
+            _ip("netns", "add", space)
+            _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
+            _ip("link", "set", outside, "master", bridge, "up")
+            _ip("link", "set", inside, "netns", space)
+            _ip("-n", space, "addr", "add", f"{net}.{number + 1}/24", "dev", inside)
+            _ip("-n", space, "link", "set", inside, "up")
+            _ip("-n", space, "link", "set", "lo", "up")
+        yield f"{net}.254", spaces, (f"{net}.1", f"{net}.2")
+    finally:
+        for space in spaces:
+            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+        subprocess.run(["ip", "link", "del", bridge], capture_output=True, check=False)
+
+
+def _on_node(space: str, command: str, env: Mapping[str, str], log: Path, timeout: float = 120) -> None:
+    """Run in a namespace with /tmp and /dev/shm of its own, and without seekray's sources."""
+    hide = " && ".join(f"mount -t tmpfs none {ROOT / part}" for part in ("platform", "jobs", "serve"))
+    script = (
+        f"mount -t tmpfs none /tmp && mount -t tmpfs none /dev/shm && {hide} && mkdir /tmp/home && cd /tmp/home && {command}"
+    )
+    with log.open("wb") as output:
+        done = subprocess.run(
+            ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", script],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            timeout=timeout,
+            check=False,
+        )
+    assert done.returncode == 0, f"{command}\n{log.read_text()[-3000:]}"
+
+
+@contextlib.contextmanager
+def _object_storage(host: str, marked: Marked, folder: Path) -> Iterator[str]:
+    """moto's S3 server with an empty bucket; its address."""
+    with socket.create_server((host, 0)) as probe:
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [BIN / "moto_server", "-H", host, "-p", str(port)],
+        env=clean_environment(**{MARK: marked.name}),
+        stdin=subprocess.DEVNULL,
+        stdout=(folder / "moto.log").open("wb"),
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        url = f"http://{host}:{port}"
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None and time.monotonic() < deadline, (folder / "moto.log").read_text()
+                time.sleep(0.3)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[Cluster]:
+    """A head and a worker node with token authentication, each in namespaces of its own, and S3 beside them."""
+    marked = Marked()
+    folder = Path(tempfile.mkdtemp(prefix="sk2-"))
+    token = secrets.token_hex(32)
+    token_file = folder / "token"
+    token_file.write_text(token)
+    token_file.chmod(0o600)
+    try:
+        with _network() as (host, spaces, addresses), _object_storage(host, marked, folder) as s3:
+            keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+            # The token goes as a value: the file is on the laptop's disk, which the nodes do not see.
+            node = clean_environment(
+                **keys, **{MARK: marked.name}, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, HOME="/tmp/home"
+            )
+            common = "--num-cpus=1 --object-store-memory=150000000 --disable-usage-stats --temp-dir=/tmp/ray"
+            for space, address, role in zip(
+                spaces, addresses, ("--head --dashboard-host={0}", "--address={1}:6379"), strict=True
+            ):
+                place = role.format(address, addresses[0])
+                _on_node(space, f"ray start {place} --node-ip-address={address} {common}", node, folder / f"{space}.log")
+            laptop = clean_environment(**keys, AWS_ENDPOINT_URL=s3, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token_file))
+            yield Cluster(f"http://{addresses[0]}:8265", f"s3://{BUCKET}/lab", laptop, spaces, marked)
+            marked.end()
     finally:
         marked.end()
         shutil.rmtree(folder, ignore_errors=True)

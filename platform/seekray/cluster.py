@@ -6,12 +6,14 @@ import contextlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from unittest import mock
 
 from seekray.config import Resources
 from seekray.errors import ClusterError
+from seekray.ray_environment import STAY_ON_LOOPBACK, private_ray_environment, worker_processes
 from seekray.settings import Settings
 
 
@@ -29,8 +31,8 @@ def find(settings: Settings, address: str | None = None) -> Address | None:
         return Address(given)
     try:
         left = json.loads((settings.home / "serve.json").read_text())
-        # The head's processes carry its name; a state file that outlived them names no Ray.
-        os.stat(left["folder"])
+        host, _, port = left["gcs"].rpartition(":")
+        socket.create_connection((host, int(port)), timeout=2).close()  # the file may have outlived its Ray
         return Address(left["gcs"], left["token_file"])
     except (OSError, ValueError, KeyError):
         return None
@@ -39,28 +41,28 @@ def find(settings: Settings, address: str | None = None) -> Address | None:
 @contextlib.contextmanager
 def connect(settings: Settings, resources: Resources | None = None, address: str | None = None) -> Iterator[None]:
     """Attach this process to Ray, or start one that ends with the block. Raises ClusterError."""
-    quiet()
-    from seekray.ray_environment import private_ray_environment, worker_processes
-
     place = find(settings, address)
     if place is None:
-        environment = private_ray_environment()  # ray.init turns token authentication on by itself
+        # ray.init turns token authentication on by itself.
+        environment = private_ray_environment() | STAY_ON_LOOPBACK
     elif place.token_file:
-        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": place.token_file}
+        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": place.token_file} | STAY_ON_LOOPBACK
     else:
         environment = {}
-    import ray
+    with mock.patch.dict(os.environ, environment):  # Ray reads some of it when it is imported
+        quiet()
+        import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    with mock.patch.dict(os.environ, environment):
+        if ray.is_initialized():
+            yield
+            return
         try:
             if place is None:
                 ray.init(
                     num_cpus=worker_processes(resources) if resources else None,
                     include_dashboard=False,
                     log_to_driver=False,
+                    _node_ip_address="127.0.0.1",
                 )
             else:
                 ray.init(address=place.gcs, log_to_driver=False)

@@ -261,3 +261,26 @@ def _residuals(outputs: Tensor, targets: Tensor) -> dict[str, list[float]]:
     step = math.ceil(len(outputs) / SHOWN_RESIDUALS)
     shown = outputs[::step, 0].isfinite()
     return {"target": targets[::step, 0][shown].tolist(), "prediction": outputs[::step, 0][shown].tolist()}
+
+
+def as_text(found: Mapping[str, Any]) -> str:
+    """`as_json`, with an optional `comparison`, as lines for a terminal."""
+    lines = [f"{found['rows']} rows" + (f", {found['rejected']} could not be used" if found["rejected"] else "")]
+    for name, value in found["metrics"].items():
+        low_high = found["intervals"].get(name)
+        span = f"  [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
+        note = f"  ({found['notes'][name]})" if name in found["notes"] else ""
+        lines.append(f"  {name:20}" + (f"{value:<10.4g}" if value is not None else f"{'-':10}") + span + note)
+    lines += [f"  row {r['row']}: {r['reason']}" for r in found["rejections"][:5]]
+    for column, groups in found["groups"].items():
+        lines.append(f"by {column}")
+        for group in groups:
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in list(group["metrics"].items())[:4])
+            lines.append(f"  {group['value']:20}{group['rows']:>8} rows  {shown}")
+    if comparison := found.get("comparison"):
+        lines.append(f"{comparison['a']} - {comparison['b']} (95 % interval of the paired difference)")
+        for name, entry in comparison["metrics"].items():
+            low, high = entry["interval"] or (math.nan, math.nan)
+            better = f"  {comparison[entry['better']]} is better" if entry["better"] else ""
+            lines.append(f"  {name:20}{entry['difference']:+.4g}  [{low:+.4g}, {high:+.4g}]{better}")
+    return "\n".join(lines)

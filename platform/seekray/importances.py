@@ -25,7 +25,7 @@ def importances(
 ) -> list[dict[str, Any]]:
     """How much the metric falls when one feature's values are shuffled over the rows, the largest first.
 
-    Each: `{feature, importance, std, metric, repeats, rows}`, importance and std (over repeats) in units of
+    Each: `{feature, mean, std, metric, repeats, rows}`, mean and std (over repeats) of the fall in units of
     `metric` (accuracy or r2). At most `most_rows` rows, fewer where the time does not allow them; repeats
     stop after `seconds`, the first always runs. Rows that cannot be evaluated are left out; too few (below
     2) give an empty list.
@@ -60,7 +60,7 @@ def importances(
     found = [
         {
             "feature": name,
-            "importance": float(np.mean(values)),
+            "mean": float(np.mean(values)),
             "std": float(np.std(values)),
             "metric": metric,
             "repeats": len(values),
@@ -68,4 +68,4 @@ def importances(
         }
         for name, values in falls.items()
     ]
-    return sorted(found, key=lambda f: -f["importance"])
+    return sorted(found, key=lambda f: -f["mean"])

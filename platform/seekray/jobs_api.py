@@ -24,6 +24,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
 def dashboard_url(address: str | None) -> str:
+    """The dashboard that is given, that the environment names, or that `serve up` left running. Raises UserError."""
     given = (
         address or os.environ.get("RAY_API_SERVER_ADDRESS") or settings().ray_address or _left_running().get("dashboard", "")
     )
@@ -108,6 +109,7 @@ def is_here(client: JobSubmissionClient) -> bool:
 
 
 def state(client: JobSubmissionClient, job_id: str) -> dict[str, Any]:
+    """`{job_id, status, exit_code}`; the code is null while the job runs, 1 where its driver left none."""
     details = client.get_job_info(job_id)
     status, code = details.status.value, details.driver_exit_code
     if status in ENDED and code is None:

@@ -92,6 +92,8 @@ def _packages() -> dict[str, Path]:
 
 def mib(size: float) -> str:
     """A size for people."""
+    if size < 2**10:
+        return f"{size:.0f} bytes"
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"
 
 

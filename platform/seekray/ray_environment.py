@@ -7,6 +7,9 @@ import os
 
 from seekray.config import Resources
 
+STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Ray replaces 127.0.0.1 by the machine's address unless this says that more nodes will never join."""
+
 
 def private_ray_environment() -> dict[str, str]:
     """Environment for `ray.init`, measured in docs/benchmarks.md."""

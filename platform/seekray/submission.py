@@ -20,11 +20,14 @@ import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seekray import jobs_api, parcel
 from seekray.errors import ClusterError, UserError
 from seekray.settings import Settings, settings
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 VERBS = ("train", "tune", "evaluate", "predict")
 SHIP_LIMIT = 50 * 2**20
@@ -102,12 +105,24 @@ def follow(job_id: str, address: str | None = None) -> Iterator[str]:
                     seen += len(fresh)
                     if fresh:
                         yield fresh
-            details = client.get_job_info(job_id)
+            details = _patiently(client, job_id)
             if details.status.value in jobs_api.ENDED:
                 if details.driver_exit_code is None and details.message:
                     yield f"{details.message}\n"
                 return
             time.sleep(1)
+
+
+def _patiently(client: JobSubmissionClient, job_id: str, patience_s: float = 60) -> JobDetails:
+    """A job's details over a network that is away for a moment."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return client.get_job_info(job_id)
+        except OSError:  # requests' errors of connection are
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
 
 
 def log(job_id: str, address: str | None = None) -> str:

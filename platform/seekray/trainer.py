@@ -26,6 +26,7 @@ from seekray.system import git_state, versions
 from seekray.tracking.sender import start_sender
 from seekray.tracking.spool import Tracker
 
+SHOWN_WARNINGS = 4
 Connect = Callable[[], AbstractContextManager[Any]]
 
 
@@ -112,8 +113,10 @@ def _train(
     _write_start(run, experiment, prepared, resume=resume is not None)
     log_file = settings.home / "logs" / f"{run_id}.log"
     handler = to_file(log_file, run_id)
-    for warning in prepared.warnings:
-        logging.getLogger(__name__).warning(warning)
+    for number, warning in enumerate(prepared.warnings):
+        logging.getLogger(__name__).log(logging.WARNING if number < SHOWN_WARNINGS else logging.INFO, warning)
+    if len(prepared.warnings) > SHOWN_WARNINGS:
+        progress.say(f"and {len(prepared.warnings) - SHOWN_WARNINGS} more such notes in {log_file}")
     progress.say(_headline(experiment, prepared, run_id))
     tracker = Tracker(run, run_id)
     tags = git_state() | {"family": experiment.family, "task": experiment.task} | _flat("version", versions())

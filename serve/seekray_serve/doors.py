@@ -18,7 +18,7 @@ CHUNK = 1000
 def endpoint_doors(url: str, name: str) -> dict[str, Callable[[Rows], Prediction]]:
     """Doors of the model `name` served at `url` (its own address, such as http://127.0.0.1:8000/digits)."""
     return {
-        "rest": lambda rows: _joined(_rest(url, rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)),
+        "rest": lambda rows: _joined(_rest(url, name, rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)),
         "open inference protocol": lambda rows: _joined(
             _protocol(url, name, rows[i : i + CHUNK]) for i in range(0, len(rows), CHUNK)
         ),
@@ -47,8 +47,9 @@ def _ask(url: str, body: Any = None) -> Any:
         raise ClusterError(f"{url} does not answer: {error}") from error
 
 
-def _rest(url: str, rows: Rows) -> Prediction:
-    answer = _ask(f"{url}/v1/predict", {"rows": list(rows)})
+def _rest(url: str, name: str, rows: Rows) -> Prediction:
+    names = [spec["name"] for spec in _ask(f"{url}/v2/models/{name}")["inputs"]]
+    answer = _ask(f"{url}/v1/predict", {"rows": [{n: row.get(n) for n in names} for row in rows]})
     per_row = answer.get("probabilities")
     columns = {key: [row[key] for row in per_row] for key in per_row[0]} if per_row else None
     return Prediction(answer["predictions"], columns)

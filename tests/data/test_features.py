@@ -16,12 +16,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.data.conftest import KINDS, json_rows, picture
+
 from seekray.data.features import Feature, FeatureSchema, fit
 from seekray.data.kinds import infer_kinds
 from seekray.data.options import Data
 from seekray.errors import DataError
-
-from tests.data.conftest import KINDS, json_rows, picture
 
 
 def data(**options: Any) -> Data:
@@ -290,7 +290,9 @@ class TestOtherKinds:
 
     def test_dates_and_times_of_day(self) -> None:
         days = schema_of({"t": [dt.date(2024, 1, 1), dt.date(2024, 1, 8)]})
-        assert torch.equal(days.transform({"t": ["2024-01-08"]})["dense"], days.transform({"t": [dt.date(2024, 1, 8)]})["dense"])
+        assert torch.equal(
+            days.transform({"t": ["2024-01-08"]})["dense"], days.transform({"t": [dt.date(2024, 1, 8)]})["dense"]
+        )
         clock = schema_of({"t": pa.array([3600, 7200], pa.time32("s"))})
         assert torch.equal(clock.transform({"t": ["02:00"]})["dense"], clock.transform({"t": [dt.time(2)]})["dense"])
 
@@ -350,7 +352,7 @@ class TestColumns:
     def test_a_missing_column_names_the_nearest(self) -> None:
         schema = schema_of({"height": [1.0, 2.0], "c": ["a", "b"]})
         for columns in ({"heigth": [1.0], "c": ["a"]}, pa.table({"heigth": [1.0], "c": ["a"]})):
-            with pytest.raises(DataError, match="'height' is not in the data.*did you mean 'heigth'"):
+            with pytest.raises(DataError, match=r"'height' is not in the data.*did you mean 'heigth'"):
                 schema.transform(columns)
 
     def test_lengths_must_agree(self) -> None:
@@ -369,7 +371,10 @@ class TestColumns:
 
     def test_no_rows(self) -> None:
         schema = schema_of({"x": [1.0, 2.0], "c": ["a", "b"]})
-        assert schema.transform(pa.table({"x": pa.array([], pa.float64()), "c": pa.array([], pa.string())}))["dense"].shape == (0, 1)
+        assert schema.transform(pa.table({"x": pa.array([], pa.float64()), "c": pa.array([], pa.string())}))["dense"].shape == (
+            0,
+            1,
+        )
 
     def test_schemas_can_be_made_by_hand(self) -> None:
         state = {"mean": 1.0, "std": 2.0, "median": 1.0, "missing": False}
@@ -381,7 +386,11 @@ class TestColumns:
 
 class TestTargets:
     def test_classes_are_sorted_json_values(self) -> None:
-        for values, classes in (([10, 9, 10, None], [9, 10]), ([True, False], [False, True]), (["b", "B", "a"], ["B", "a", "b"])):
+        for values, classes in (
+            ([10, 9, 10, None], [9, 10]),
+            ([True, False], [False, True]),
+            (["b", "B", "a"], ["B", "a", "b"]),
+        ):
             table = pa.table({"x": np.arange(len(values)), "y": values}).filter(pa.compute.is_valid(pa.array(values)))
             schema = fit(table, data(target="y"), "classification")
             assert schema.classes == classes
@@ -438,7 +447,11 @@ class TestKinds:
 
     def test_ids(self) -> None:
         table = pa.table({"user_id": np.arange(50), "uuid": [f"u{i}" for i in range(50)], "idea": np.arange(50)})
-        assert [(k.looks_like_key, k.unsure) for k in infer_kinds(table, data())] == [(True, True), (True, True), (False, False)]
+        assert [(k.looks_like_key, k.unsure) for k in infer_kinds(table, data())] == [
+            (True, True),
+            (True, True),
+            (False, False),
+        ]
 
     def test_given_kinds_win_and_only_features_are_there(self) -> None:
         table = pa.table({"a": [1, 2], "b": ["x", "y"], "y": [0, 1]})

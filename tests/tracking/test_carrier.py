@@ -188,21 +188,24 @@ def test_odd_names_and_long_values_arrive(where: Settings) -> None:
     assert len(there["points"]) == 2
 
 
-def test_a_server_that_lost_its_memory_is_told_all_again(where: Settings, bundle: Path, empty_home: Path) -> None:
-    import shutil
-
+def test_a_server_that_lost_its_memory_is_told_all_again(where: Settings, bundle: Path) -> None:
     run = kit.make_run(where)
     run.write(bundle)
+    name = f"spool/sent-{mlflow_client.server_key(where)}.json"
+    lost = {"segment": 5, "mlflow_run_id": "0" * 32, "version": "7", "status": "running", "driver": None, "problems": []}
+    run.storage.write_json(name, lost)
+    assert send(run.storage, where).version == "1"
+    kit.check_whole(where, run.run_id)
+
+
+def test_a_new_embedded_database_has_nothing_yet(where: Settings) -> None:
+    run = kit.make_run(where)
+    run.write()
     send(run.storage, where)
+    assert is_settled(run.storage, where)
     (where.home / "mlflow.db").unlink()
     assert not is_settled(run.storage, where)
-    from mlflow.store.tracking import sqlalchemy_store
-
-    sqlalchemy_store.SqlAlchemyStore._engine_map.clear()
-    shutil.copy(empty_home / "mlflow.db", where.home / "mlflow.db")
-    (where.home / "mlflow.id").write_text("another")
-    send(run.storage, where)
-    kit.check_whole(where, run.run_id)
+    assert run.storage.exists("spool/00000001.json")
 
 
 def test_nobody_answers(where: Settings, remote: Settings) -> None:

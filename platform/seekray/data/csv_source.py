@@ -44,8 +44,9 @@ class CsvSource(Source):
         super().__init__("CSV", [info.path for info in infos])
         self._fs, self._infos, self._skip = filesystem, list(infos), skip
         self._head = self._read_head(self.paths[0])
-        self._delimiter = delimiter or find_delimiter(self._head)
-        self._names = self._header()
+        with reading(self.paths[0], "CSV"):
+            self._delimiter = delimiter or find_delimiter(self._head)
+            self._names = self._header()
         self._types: dict[str, Any] = {}
         self._schema: pa.Schema | None = None
         self._rows: int | None = None
@@ -151,6 +152,7 @@ class CsvSource(Source):
                 table = self._read(path, names, before, self._codes() | dict(types or {}))
             before += table.num_rows + sum(1 for m in self.malformed if m["row"] >= before)
             found.append(table)
+            _check_utf8(table.schema, path)
         self._rows = sum(t.num_rows for t in found)
         return found[0] if len(found) == 1 else pa.concat_tables(found, promote_options="permissive")
 
@@ -240,6 +242,7 @@ class CsvSource(Source):
                 self._types = types = {field.name: field.type for field in reader.schema}
                 for batch in reader:
                     rows += batch.num_rows
+                _check_utf8(reader.schema, path)
         return types, rows
 
     def _wider(self, message: str, types: dict[str, Any], path: str) -> dict[str, Any]:
@@ -256,6 +259,12 @@ class CsvSource(Source):
         if kind == "null":
             return known | {name: _type_of(value)}
         return known | {name: pa.string()}
+
+
+def _check_utf8(schema: pa.Schema, path: str) -> None:
+    """PyArrow reads a column that is not UTF-8 as bytes."""
+    if bad := next((f.name for f in schema if pa.types.is_binary(f.type)), None):
+        raise DataError(f"{path}: column {bad!r} is not UTF-8; convert the file (iconv -f LATIN1 -t UTF-8)", field=bad)
 
 
 def _type_of(value: str) -> Any:

@@ -41,6 +41,11 @@ def typed(column: Column, name: str, kind: str, options: FeatureOptions, rejects
     return as_array(column) if is_arrow(column) else column
 
 
+def nothing_to_learn_from() -> DataError:
+    """The error where no column is a feature."""
+    return DataError("no column is left to learn from; see data.features, data.exclude and data.key", field="data.features")
+
+
 def fit_columns(
     columns: Columns, kinds: Mapping[str, str], data: Data, task: str, examples: Columns | None = None
 ) -> tuple[FeatureSchema, list[str]]:
@@ -56,7 +61,7 @@ def fit_columns(
         warnings += [f"feature {name!r} {note}" for note in notes]
         features.append(feature)
     if not features:
-        raise DataError("no column is left to learn from; see data.features, data.exclude and data.key", field="data")
+        raise nothing_to_learn_from()
     targets, notes = fit_targets(task, data.targets, columns)
     schema = FeatureSchema(
         features=tuple(features),

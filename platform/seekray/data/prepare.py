@@ -14,13 +14,13 @@ from seekray.data import split as splits
 from seekray.data.columns import as_columns, missing_column
 from seekray.data.features import FeatureSchema
 from seekray.data.fingerprint import array_hash, content_hash, schema_hash
-from seekray.data.fitting import fit_columns, typed
+from seekray.data.fitting import fit_columns, nothing_to_learn_from, typed
 from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, is_text, numbers, shown
 from seekray.data.source import Source
 from seekray.data.sources import open_source
-from seekray.data.targets import encode_targets, read_targets
+from seekray.data.targets import encode_targets, fit_targets, read_targets
 from seekray.errors import DataError
 
 # Rows transformed at a time: the float64 in between stays small.
@@ -99,6 +99,8 @@ def prepare(data: Data, task: str) -> Prepared:
 
 def _prepared(data: Data, task: str, source: Source, table: pa.Table, content: Future[str]) -> Prepared:
     guesses = infer_kinds(table, data)
+    if not guesses:
+        raise nothing_to_learn_from()
     kinds = {guess.name: guess.kind for guess in guesses}
     rejects = Rejects(strict=False)
     columns = _read(table, kinds, data, rejects)
@@ -135,7 +137,7 @@ def _prepared(data: Data, task: str, source: Source, table: pa.Table, content: F
         held_out_name=held_out_name,
         fingerprint=fingerprint | {"content": content.result()},
         rejected=rejected,
-        warnings=[*source.warnings, *_notes(guesses, data), *warnings, *_counted(rejected)],
+        warnings=[*source.warnings, *_notes(guesses), *_no_test(held_out_name), *warnings, *_counted(rejected)],
         rows=len(good),
     )
 
@@ -210,6 +212,7 @@ def _check_classes(task: str, data: Data, columns: Mapping[str, Any], parts: Arr
     if task != "classification":
         return
     column = columns[data.targets[0]]
+    fit_targets(task, data.targets, columns)
     codes = splits.codes(column)
     counts = np.bincount(codes, minlength=int(codes.max()) + 1)
     trained = np.bincount(codes[parts == splits.TRAIN], minlength=len(counts))
@@ -239,7 +242,13 @@ def _arrays(schema: FeatureSchema, columns: Mapping[str, Any], index: Array, row
     return Arrays(inputs, targets, row_numbers[index])
 
 
-def _notes(guesses: list[Inferred], data: Data) -> list[str]:
+def _no_test(held_out_name: str) -> list[str]:
+    if held_out_name == "test":
+        return []
+    return [f"there are no test rows; the metrics are those of the {held_out_name} rows"]
+
+
+def _notes(guesses: list[Inferred]) -> list[str]:
     return [
         f"feature {g.name!r} is {g.reason}; put it into data.key or data.exclude unless it means something"
         for g in guesses
@@ -252,4 +261,5 @@ def _counted(rejected: list[dict[str, Any]]) -> list[str]:
         return []
     first = rejected[0]
     rows = len({r["row"] for r in rejected})
-    return [f"{rows} rows are left out; the first: row {first['row']}, {first['column']!r}: {first['reason']}"]
+    left = "1 row is" if rows == 1 else f"{rows} rows are"
+    return [f"{left} left out; the first: row {first['row']}, {first['column'] or 'all'}: {first['reason']}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -79,7 +80,7 @@ def reading(path: str, what: str) -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there", field="data.source") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"{path} cannot be read as {what}; it may be truncated or of another format: {reason}", field="data.source"

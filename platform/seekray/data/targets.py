@@ -87,8 +87,7 @@ def _fit_classes(name: str, column: Any) -> TargetFit:
     found = count_categories(column)
     if len(found) == 1:
         raise DataError(
-            f"target {name!r} has one class only ({found[0][0]!r}) on the training rows, "
-            "expected two or more; there is nothing to learn",
+            f"target {name!r} has one class only ({found[0][0]!r}), expected two or more; there is nothing to learn",
             field=name,
         )
     rows = sum(n for _, n in found)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +150,7 @@ class Carrier:
     def _start(self, event: events.Start) -> None:
         if self._state["mlflow_run_id"] is None:
             experiment = self._experiment(event["name"])
-            self._state["mlflow_run_id"] = self._find(experiment, event) or self._create(experiment, event)
+            self._state["mlflow_run_id"] = self._find_or_create(experiment, event)
         self._client.update_run(self._id, status="RUNNING")
         self._state |= {"status": "running", "driver": event["driver"]}
         from mlflow.entities import Param
@@ -176,11 +178,21 @@ class Carrier:
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _find(self, experiment: str, event: events.Start) -> str | None:
-        filter_string = f"tags.`seekray.run_id` = '{event['run_id']}'"
-        found = self._client.search_runs([experiment], filter_string, order_by=["attributes.start_time ASC"])
-        oldest = min(found, key=lambda r: (r.info.start_time, r.info.run_id), default=None)
-        return str(oldest.info.run_id) if oldest else None
+    def _find_or_create(self, experiment: str, event: events.Start) -> str:
+        """The run with our id. A sender on another machine, where the lock does not reach, may make one in the same
+        moment: whoever sees two takes its own back, and looks again a little later."""
+        while True:
+            if there := self._find(experiment, event):
+                return there[0]
+            made = self._create(experiment, event)
+            if self._find(experiment, event) == [made]:
+                return made
+            self._client.delete_run(made)
+            time.sleep(random.uniform(0.2, 0.8))
+
+    def _find(self, experiment: str, event: events.Start) -> list[str]:
+        found = self._client.search_runs([experiment], f"tags.`seekray.run_id` = '{event['run_id']}'")
+        return sorted(run.info.run_id for run in found)
 
     def _create(self, experiment: str, event: events.Start) -> str:
         tags = {f"seekray.{k}": v for k, v in event["tags"].items()}
@@ -188,11 +200,7 @@ class Carrier:
         tags |= {"mlflow.source.git.commit": event["tags"].get("git_commit", ""), "seekray.run_id": event["run_id"]}
         short = {k: str(v)[:LONGEST_TAG] for k, v in tags.items() if v}
         made = self._client.create_run(experiment, start_time=event["time_ms"], tags=short, run_name=event["run_id"])
-        # A sender on another machine, where this one's lock does not reach, may have done the same: one run stays.
-        kept = self._find(experiment, event) or made.info.run_id
-        if kept != made.info.run_id:
-            self._client.delete_run(made.info.run_id)
-        return str(kept)
+        return str(made.info.run_id)
 
     def _points(self, event: events.Points) -> None:
         from mlflow.entities import Metric

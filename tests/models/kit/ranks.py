@@ -1,7 +1,7 @@
 """Several ranks without Ray: forks them from one process that has torch imported already.
 
-`python ranks.py JOBS.json`: a list of {kind: "run", experiment, folder, world} and
-{kind: "norm", arrays, shares, out}; each rank is a process of its own, joined by gloo.
+`python ranks.py JOBS.json`: a list of {kind: "run", experiment, folder, world},
+{kind: "norm", arrays, shares, out} and {kind: "session", world, out}; each rank is a process of its own, joined by gloo.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 from training_kit import Listen, run_here
 
-from seekray.config import Experiment
+from seekray.config import Experiment, Training
 from seekray.data.prepare import Prepared, prepare
 from seekray.models.layers import BatchNorm
 from seekray.session import Session
+from seekray.storage import Storage
 
 
 class RankSession(Session):
@@ -76,6 +77,19 @@ def _norm(job: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def _session(job: dict[str, Any]) -> None:
+    """What the ranks tell each other, with shares of 0, 1, 2, … rows."""
+    session = RankSession(Training(), Storage(job["out"]), listener=Listen())
+    rank = session.rank
+    mine = torch.arange(rank * (rank - 1) // 2, rank * (rank + 1) // 2)[:, None].expand(-1, 2).double()
+    said = {
+        "gather": session.gather(mine).tolist(),
+        "sum": session.sum(torch.tensor([1.0, float(rank)])).tolist(),
+        "agree": [session.agree(rank == 0), session.agree(rank != 0)],
+    }
+    Path(f"{job['out']}/{rank}.json").write_text(json.dumps(said))
+
+
 def forked(jobs: list[dict[str, Any]]) -> None:
     """Run jobs in a process that may fork."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -89,6 +103,9 @@ def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if job["kind"] == "norm":
             fork(len(job["shares"]), lambda job=job: _norm(job))
+            continue
+        if job["kind"] == "session":
+            fork(job["world"], lambda job=job: _session(job))
             continue
         given = Experiment.model_validate(job["experiment"])
         key = json.dumps([job["experiment"]["data"], given.task])

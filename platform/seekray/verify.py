@@ -1,0 +1,197 @@
+"""The same rows through every door a model has: classes must be identical, numbers within a tolerance."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from seekray.data.features import FeatureSchema
+    from seekray.predictor import Prediction
+
+Rows = Sequence[Mapping[str, Any]]
+Door = Callable[[list[dict[str, Any]]], "Prediction"]
+TOLERANCE = 1e-6
+MOST_FEATURES = 40
+
+
+def verify(doors: Mapping[str, Door], rows: Rows, *, reference: str = "python", tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """Send rows through every door and compare with the door `reference`.
+
+    A number agrees within `tolerance` times its own size, or `tolerance` where it is below 1 (as
+    probabilities are). Returns `{passed, rows, reference, tolerance, doors}`, each door with `{door,
+    rows, passed, largest_difference, mismatch}`: the largest difference in the units just said, and
+    the first row and column that disagree, or the door's error, in words; None where all is equal.
+    A door that fails does not keep the others from being asked; the reference raises what it raises.
+    """
+    given = [dict(row) for row in rows]
+    expected = doors[reference](given).columns()
+    report = []
+    for name, door in doors.items():
+        try:
+            found = expected if name == reference else door(given).columns()
+        except Exception as error:  # a door may fail in its own ways: that is the finding
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            report.append({"door": name, "rows": 0, "passed": False, "largest_difference": None, "mismatch": reason})
+            continue
+        largest, mismatch = _compare(expected, found, tolerance)
+        answered = len(found["prediction"])
+        report.append(
+            {"door": name, "rows": answered, "passed": mismatch is None, "largest_difference": largest, "mismatch": mismatch}
+        )
+    passed = all(door["passed"] for door in report)
+    return {"passed": passed, "rows": len(given), "reference": reference, "tolerance": tolerance, "doors": report}
+
+
+def _compare(expected: Mapping[str, list[Any]], found: Mapping[str, list[Any]], tolerance: float) -> tuple[float, str | None]:
+    """The largest difference of numbers and the first mismatch in words."""
+    if list(expected) != list(found):
+        return 0.0, f"columns {', '.join(found)}, expected {', '.join(expected)}"
+    largest, first = 0.0, None
+    for column, values in expected.items():
+        if len(found[column]) != len(values):
+            return largest, f"{len(found[column])} rows, expected {len(values)}"
+        for row, (value, other) in enumerate(zip(values, found[column], strict=True)):
+            if isinstance(value, float) and isinstance(other, (int, float)) and not isinstance(other, bool):
+                both_missing = value != value and other != other
+                difference = 0.0 if both_missing else abs(value - other) / max(1.0, abs(value))
+                largest = max(largest, difference)
+                agrees = difference <= tolerance
+            else:
+                agrees = _plain(value) == _plain(other) and type(_plain(value)) is type(_plain(other))
+            if not agrees and (first is None or row < first[0]):
+                first = (row, f"row {row}, column {column!r}: {other!r}, expected {value!r}")
+    return largest, first[1] if first else None
+
+
+def _plain(value: Any) -> Any:
+    """A class or list of labels as Python values, whatever array it comes from."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def local_doors(bundle: Path | str) -> dict[str, Door]:
+    """The doors that need no server: `python`, `batch parquet`, `batch csv`, `pyfunc`, and a `copy` read anew.
+
+    CSV cannot hold vectors or images, so the CSV door is left out for models that read them.
+    """
+    from seekray.predictor import Predictor
+
+    predictor = Predictor.load(bundle)
+    schema = predictor.schema
+
+    def python(rows: list[dict[str, Any]]) -> Prediction:
+        return predictor.predict(schema.columns_from_rows(rows))
+
+    def pyfunc(rows: list[dict[str, Any]]) -> Prediction:
+        import pandas as pd
+
+        from seekray.tracking.pyfunc import _load_pyfunc
+
+        return _prediction(predictor.task, _load_pyfunc(str(bundle)).predict(pd.DataFrame(rows)).to_dict("list"))
+
+    def copy(rows: list[dict[str, Any]]) -> Prediction:
+        with tempfile.TemporaryDirectory(prefix="seekray-verify-") as folder:
+            again = Predictor.load(shutil.copytree(bundle, Path(folder) / "bundle"))
+        return again.predict(schema.columns_from_rows(rows))
+
+    doors: dict[str, Door] = {
+        "python": python,
+        "batch parquet": lambda rows: _batch(bundle, predictor.task, schema, rows, "parquet"),
+    }
+    if not {f.kind for f in schema.features} & {"vector", "image"}:
+        doors["batch csv"] = lambda rows: _batch(bundle, predictor.task, schema, rows, "csv")
+    return doors | {"pyfunc": pyfunc, "copy": copy}
+
+
+def _batch(bundle: Path | str, task: str, schema: FeatureSchema, rows: list[dict[str, Any]], kind: str) -> Prediction:
+    """Rows written to a file, predicted as a file, read back. Raises DataError where a row is put aside."""
+    import pyarrow.csv as pacsv
+    import pyarrow.parquet as pq
+
+    from seekray.batch_predict import predict
+    from seekray.data.options import Data
+    from seekray.errors import DataError
+
+    with tempfile.TemporaryDirectory(prefix="seekray-verify-") as folder:
+        source, out = f"{folder}/rows.{kind}", f"{folder}/answers.parquet"
+        table = _table(schema, rows)
+        if kind == "parquet":
+            pq.write_table(table, source)
+        else:
+            pacsv.write_csv(table, source)
+        done = predict(bundle, Data(source=source), out, workers=0)
+        if done["rejected"]:
+            raise DataError(f"{done['rejected']} rows were put aside: {Path(out + '.rejected.jsonl').read_text()[:300]}")
+        answers = pq.read_table(out).to_pydict()
+    return _prediction(task, answers)
+
+
+def _table(schema: FeatureSchema, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a file would hold them: one type a column, the columns in another order than the model's."""
+    import pyarrow as pa
+
+    arrays = {}
+    for name, values in reversed(schema.columns_from_rows(rows).items()):
+        try:
+            arrays[name] = pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            # JSON may mix numbers and texts in a column; a file has them as text.
+            texts = [
+                v if v is None or isinstance(v, str) else str(v).lower() if isinstance(v, bool) else str(v) for v in values
+            ]
+            arrays[name] = pa.array(texts)
+    return pa.table(arrays)
+
+
+def _prediction(task: str, columns: Mapping[str, Any]) -> Prediction:
+    from seekray.predictor import Prediction
+
+    start = "probability_"
+    probabilities = {name[len(start) :]: list(values) for name, values in columns.items() if name.startswith(start)}
+    return Prediction(list(columns["prediction"]), None if task == "regression" else probabilities)
+
+
+def rows_with_trouble(schema: FeatureSchema, sample: Rows) -> list[dict[str, Any]]:
+    """Variations of rows that a model must answer alike through every door.
+
+    Nulls (each feature in a row of its own, all at once, and a key that is not there), unseen
+    categories, whole numbers among fractions and fractions among whole ones (a nullable integer
+    column), large and negative numbers, texts with quotes, commas and newlines, and keys in another order.
+    """
+    base = [dict(row) for row in sample] or [{f.name: f.example for f in schema.features}]
+    out: list[dict[str, Any]] = []
+
+    def like(changes: Mapping[str, Any]) -> None:
+        out.append(base[len(out) % len(base)] | dict(changes))
+
+    features = schema.features[:MOST_FEATURES]
+    for feature in features:
+        like({feature.name: None})
+        for value in _odd(feature.kind, feature.example):
+            like({feature.name: value})
+    like(dict.fromkeys(f.name for f in schema.features))
+    like({f.name: "never seen before" for f in schema.features if f.kind == "categorical"})
+    out.append({k: v for k, v in base[0].items() if k != features[-1].name} if len(features) > 1 else dict(base[0]))
+    out.append(dict(reversed(base[-1].items())))
+    return out
+
+
+def _odd(kind: str, example: Any) -> list[Any]:
+    """Values of a feature that are right, but not what a door expects."""
+    if kind == "numeric":
+        return [3, -1.5, 1e12]
+    if kind == "categorical":
+        return ["never seen before"] if isinstance(example, str) else [-987654]
+    if kind == "boolean":
+        return [True, False]
+    if kind == "text":
+        return ['a "quoted", long\ntext; with | all', "naïve 文字"]
+    if kind == "timestamp":
+        return ["2026-02-28T23:59:59"]
+    return []
