@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from seekray import experiment_file, loop
 from seekray.checkpoint import Checkpoints
@@ -167,7 +167,8 @@ def compare(experiment: Experiment, rows: Sequence[Fold], seeds: int) -> dict[st
     for value in GRID:
         estimator = LogisticRegression(C=value, max_iter=5000) if classes else Ridge(alpha=value)
         # A linear fit has no seed: one a fold.
-        linear.append(repeat(lambda f, _, e=estimator: theirs(task, e, f), rows, 1, f"{'C' if classes else 'alpha'} = {value:g}"))
+        note = f"{'C' if classes else 'alpha'} = {value:g}"
+        linear.append(repeat(lambda f, _, e=estimator: theirs(task, e, f), rows, 1, note))
     return {
         "seekray": repeat(lambda f, s: ours(experiment, f, s), rows, seeds),
         "mlp": repeat(lambda f, s: theirs(task, mlp(max_iter=1000, random_state=s), f), rows, seeds),
@@ -226,13 +227,13 @@ def main(arguments: Sequence[str]) -> int:
         experiment = experiment_file.load(ROOT / "examples" / f"{name}.yaml")
         with tempfile.TemporaryDirectory() as folder:
             rows = list(folds(experiment, given.folds, given.fold_seed, Path(folder)))
-            found[name] = compare(experiment, rows, given.seeds)
+            with threadpool_limits(1):
+                found[name] = compare(experiment, rows, given.seeds)
         print(name, {k: round(s.mean, 4) for k, s in found[name].items()}, file=sys.stderr, flush=True)
     shown = "".join(f" {a}" for a in arguments if a not in ("--write", "--json"))
     section = markdown(found, shown, given.folds, given.seeds)
     if given.json:
-        means = {n: {k: {"mean": s.mean, "std": s.std, "values": s.values, "seconds": s.seconds, "note": s.note} for k, s in m.items()} for n, m in found.items()}  # fmt: skip
-        print(json.dumps(means))
+        print(json.dumps({n: {k: asdict(s) | {"mean": s.mean, "std": s.std} for k, s in m.items()} for n, m in found.items()}))
     else:
         print(section)
     if given.write:
@@ -241,8 +242,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        if os.environ.get(variable) != "1":  # scikit-learn's threads too: set before NumPy is loaded
-            os.environ |= {v: "1" for v in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-            os.execv(sys.executable, [sys.executable, *sys.argv])
     sys.exit(main(sys.argv[1:]))

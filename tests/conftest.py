@@ -12,8 +12,9 @@ from unittest import mock
 
 import pytest
 
-# Helpers and odd families live here; Ray's workers get the driver's path too.
-sys.path.insert(0, str(Path(__file__).parent / "models" / "kit"))
+# Helpers and odd families, which processes that tests start import too.
+KIT = str(Path(__file__).parent / "models" / "kit")
+sys.path.insert(0, KIT)
 
 OUTSIDE = ("MLFLOW_TRACKING_URI", "SEEKRAY_STORAGE", "RAY_ADDRESS", "SEEKRAY_HOME")
 
@@ -45,7 +46,8 @@ def ray_cluster() -> Iterator[None]:
         yield
         return
     folder = tempfile.mkdtemp(prefix="sr-", dir="/tmp")  # short: Ray puts sockets in it
-    with mock.patch.dict(os.environ, private_ray_environment()):
+    path = os.pathsep.join(p for p in (KIT, os.environ.get("PYTHONPATH")) if p)
+    with mock.patch.dict(os.environ, private_ray_environment() | {"PYTHONPATH": path}):
         os.environ.pop("RAY_ADDRESS", None)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         try:

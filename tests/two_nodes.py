@@ -67,7 +67,7 @@ def free_ports(count: int) -> list[int]:
 
 def clean_environment(**extra: str) -> dict[str, str]:
     """This process's environment without what would lead to another cluster, with this venv's programs first."""
-    dropped = ("RAY_", "SEEKRAY_", "MLFLOW_", "AWS_", "PYTHONPATH")
+    dropped = ("RAY_", "SEEKRAY_", "MLFLOW_", "AWS_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     return kept | {"PATH": f"{BIN}:{kept.get('PATH', '/usr/bin')}", "RAY_USAGE_STATS_ENABLED": "0"} | extra
 
@@ -260,7 +260,8 @@ def _object_storage(host: str, marked: Marked, folder: Path) -> Iterator[str]:
                 urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=5).close()
                 break
             except OSError:
-                assert process.poll() is None and time.monotonic() < deadline, (folder / "moto.log").read_text()
+                assert time.monotonic() < deadline, (folder / "moto.log").read_text()
+                assert process.poll() is None, (folder / "moto.log").read_text()
                 time.sleep(0.3)
         yield url
     finally:

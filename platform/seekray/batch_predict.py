@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -25,7 +24,7 @@ from seekray.batch_parts import Part, Plan, answer_schema, predict_part, read_pa
 from seekray.data.options import Data
 from seekray.data.source import Source
 from seekray.data.sources import open_source
-from seekray.errors import DataError, SeekrayError
+from seekray.errors import DataError, ResourcesError, SeekrayError
 from seekray.storage import filesystem
 
 Connect = Callable[[], AbstractContextManager[Any]]
@@ -63,7 +62,7 @@ def predict(
     with rows done and all rows, where known. part_rows: rows of a part, by default about 16 MB.
 
     Raises DataError for a missing column or data that cannot be read, UserError for an output that
-    cannot be used, ModelNotFoundError, CorruptError.
+    cannot be used, ResourcesError, ModelNotFoundError, CorruptError.
     """
     from seekray.predictor import Predictor
 
@@ -119,7 +118,7 @@ def _write(output: Output, parts: Iterator[PartResult], total: int | None, progr
 def _part_rows(first: pa.RecordBatch | None) -> int:
     if first is None or not first.num_rows:
         return MOST_PART_ROWS
-    return int(min(MOST_PART_ROWS, max(64, PART_BYTES // max(1, first.nbytes // first.num_rows))))
+    return int(min(MOST_PART_ROWS, max(1, PART_BYTES // max(1, first.nbytes // first.num_rows))))
 
 
 def fingerprint(data: Data, source: Source) -> dict[str, Any]:
@@ -190,13 +189,12 @@ def _over_ray(
 
     try:
         # What the source has learned of the files (a CSV's types) need not be learned again.
-        pickle.dumps(source)
-        known: Source | None = source
-    except (TypeError, pickle.PicklingError):
+        known = ray.put(source)
+    except TypeError:
         known = None
 
     def read() -> Iterator[pa.Table]:
-        for part in read_parts(known or open_source(data), plan, skip):
+        for part in read_parts(ray.get(known) if known is not None else open_source(data), plan, skip):
             numbers = {"index": [part.index], "first": [part.first], "malformed": [json.dumps(part.malformed)]}
             yield pa.table(numbers | {"table": _cell(encode(part.table, "ipc"))})
 
@@ -213,7 +211,10 @@ def _over_ray(
         def get_read_tasks(self, *args: Any, **kwargs: Any) -> list[ReadTask]:
             return [ReadTask(read, BlockMetadata(None, None, None, None))]
 
-    workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1) / cpus) - 1)
+    there, free = (found().get("CPU", 0.0) for found in (ray.cluster_resources, ray.available_resources))
+    workers = workers or max(1, int(free / cpus) - 1)
+    if workers * cpus > there:
+        raise ResourcesError(f"{workers} workers of {cpus:g} CPUs asked for, Ray has {there:g}; give fewer with --workers")
     files = ray.put({p.name: p.read_bytes() for p in Path(bundle).iterdir() if p.is_file()})
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
@@ -226,7 +227,7 @@ def _over_ray(
     for name in ("ray.data", "ray.data.dataset"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with DataContext.current(context):
-        parts = read_datasource(Parts(), override_num_blocks=1, num_cpus=0.5).map_batches(
+        parts = read_datasource(Parts(), override_num_blocks=1, num_cpus=0).map_batches(
             Worker,
             fn_constructor_kwargs={"plan": plan, "files": files, "threads": max(1, int(cpus))},
             compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from seekray.evaluation import Evaluation
 
 BLUE, ORANGE, GREY = "#2563eb", "#ea580c", "#64748b"
-COLOURS = (BLUE, ORANGE, "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", GREY)
 MOST_CLASSES_NUMBERED = 20
 MOST_FEATURES = 25
 NAMES = {"lr": "learning rate", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "roc_auc": "ROC AUC", "macro_f1": "macro F1"}
@@ -130,7 +129,7 @@ def importances(found: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     figure, (axis,) = _figure(width=6.4, height=max(2.2, 0.3 * len(shown) + 1.1))
     axis.barh(
         [_short(str(f["feature"]), 28) for f in shown],
-        [f["importance"] for f in shown],
+        [f["mean"] for f in shown],
         xerr=[f["std"] for f in shown],
         color=BLUE,
         error_kw={"ecolor": GREY, "elinewidth": 1},
@@ -158,37 +157,38 @@ def calibration(bins: Sequence[Mapping[str, float]], path: Path | str, error: fl
     return _save(figure, path)
 
 
-def compare_runs(runs: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
-    """Runs side by side: validation loss by epoch, and the metrics that all have.
+def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
+    """Two runs side by side: a loss by step, and the metrics in which they differ.
 
-    runs: name -> `{"history": [...], "metrics": {...}}`, either may be missing.
+    found: `{a, b, metrics: {name: {a, b}}, history: {a: {metric: [(step, value)]}, b: …}}`, as `runs compare` has it.
     """
-    figure, (left, right) = _figure(2, width=5.4, height=4.2)
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
-    for name, run in runs.items():
-        history = run.get("history") or []
-        key = "validation_loss" if any("validation_loss" in e for e in history) else "train_loss"
-        points = [(e["epoch"], e[key]) for e in history if e.get(key) is not None]
+    figure, (left, right) = _figure(2, width=5.4, height=4.4)
+    sides = {"a": (str(found["a"]), BLUE), "b": (str(found["b"]), ORANGE)}
+    histories = found.get("history") or {}
+    kept = [set(histories.get(side) or {}) for side in sides]
+    key = next((k for k in ("validation_loss", "train_loss", "loss") if any(k in keys for keys in kept)), "validation_loss")
+    for side, (name, colour) in sides.items():
+        points = (histories.get(side) or {}).get(key) or []
         if points:
-            left.plot(*zip(*points, strict=True), color=colours[name], linewidth=1.8, label=_short(name, 36))
-    left.set_title("validation loss", loc="left", fontsize=11)
-    left.set_xlabel("epoch")
-    tables = [run.get("metrics") or {} for run in runs.values()]
-    metrics = [m for m in tables[0] if all(isinstance(t.get(m), (int, float)) for t in tables)] if tables else []
-    metrics = [m for m in metrics if abs(max(t[m] for t in tables)) <= 1] or metrics[:3]
-    height = 0.8 / max(1, len(runs))
-    for i, (name, table) in enumerate(zip(runs, tables, strict=True)):
-        places = [row + i * height for row in range(len(metrics))]
-        bars = right.barh(places, [table[m] for m in metrics], height=height * 0.9, color=colours[name], label=_short(name, 36))
-        right.bar_label(bars, fmt="%.3f", padding=2, fontsize=8, color="#334155")
-    right.set_yticks([row + 0.4 - height / 2 for row in range(len(metrics))], [_name(m) for m in metrics])
+            left.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=_short(name, 40))
+    left.set_title(_name(key), loc="left", fontsize=11)
+    left.set_xlabel("step")
+    shown = [m for m, pair in found["metrics"].items() if all(isinstance(pair.get(s), (int, float)) for s in sides)]
+    # One axis holds what is of one size: shares and small losses, else whatever there is.
+    shown = ([m for m in shown if max(abs(found["metrics"][m][s]) for s in sides) <= 1.5] or shown)[:10]
+    for i, (side, (name, colour)) in enumerate(sides.items()):
+        places = [row + 0.4 * i for row in range(len(shown))]
+        values = [found["metrics"][m][side] for m in shown]
+        bars = right.barh(places, values, height=0.36, color=colour, label=_short(name, 40))
+        right.bar_label(bars, fmt="%.3g", padding=2, fontsize=8, color="#334155")
+    right.set_yticks([row + 0.2 for row in range(len(shown))], [_name(m) for m in shown])
     right.invert_yaxis()
     right.margins(x=0.14)
     right.grid(False, axis="y")
-    right.set_title("metrics on held-out rows", loc="left", fontsize=11)
-    handles, labels = (right if metrics else left).get_legend_handles_labels()
+    right.set_title("metrics that differ" if shown else "no metric differs", loc="left", fontsize=11)
+    handles, labels = (right if shown else left).get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return _save(figure, path)
 
 

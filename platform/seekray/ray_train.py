@@ -123,6 +123,10 @@ class _Collect(WorkerGroupCallback):  # type: ignore[misc]
         self.error: SeekrayError | None = None
         self.done = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray sends a run's callbacks to its workers, where they are not used; a tracker's pen stays here."""
+        return {}
+
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         self.collect()
         if self.error is not None:

@@ -72,9 +72,9 @@ def _protocol(url: str, name: str, rows: Rows) -> Prediction:
     predictions = outputs["prediction"]["data"]
     if "probability" not in outputs:
         return Prediction(predictions, None)
-    flat, classes = outputs["probability"]["data"], answer.get("parameters", {}).get("classes")
+    flat = outputs["probability"]["data"]
     many = outputs["probability"]["shape"][1]
-    names = classes or _ask(f"{url}/v1/models/{name}")["classes"]
+    names = _ask(f"{url.rsplit('/', 1)[0]}/v1/models/{name}")["classes"]
     columns = {str(names[i]): flat[i::many] for i in range(many)}
     if outputs["prediction"]["shape"][1:]:  # multilabel: a flag a label
         rows_of = [predictions[i : i + many] for i in range(0, len(predictions), many)]

@@ -11,8 +11,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
+
+from seekray.data import csv_source, json_source
+from seekray.data.features import FeatureSchema, fit
+from seekray.data.options import Data
+from seekray.data.prepare import Prepared, prepare
+from seekray.data.source import Source
+from seekray.data.sources import open_source
 
 
 def picture(colour: tuple[int, int, int], size: tuple[int, int] = (12, 9), form: str = "PNG") -> bytes:
@@ -70,3 +80,60 @@ def write(path: Path, text: str | bytes) -> str:
     """A file's path, after writing it."""
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return str(path)
+
+
+TASK = "classification"
+
+
+def run(source: object, task: str = TASK, **options: Any) -> Prepared:
+    return prepare(Data(**{"source": str(source), "target": "y", **options}), task)
+
+
+def table_file(folder: Path, columns: dict[str, Any], name: str = "t.parquet") -> Path:
+    path = folder / name
+    table = pa.table(columns)
+    pq.write_table(table, path) if name.endswith("parquet") else pacsv.write_csv(table, path)
+    return path
+
+
+@pytest.fixture
+def simple(tmp_path: Path) -> Path:
+    """200 rows, x is the row number, two classes."""
+    x = np.arange(200)
+    return table_file(tmp_path, {"x": x, "c": [f"c{i % 7}" for i in x], "y": [["no", "yes"][i % 2] for i in x]})
+
+
+def source_of(path: object, **options: Any) -> Source:
+    return open_source(Data(source=str(path), **options))
+
+
+def rows(source: Source, columns: list[str] | None = None) -> list[dict[str, Any]]:
+    return [row for batch in source.batches(columns) for row in batch.to_pylist()]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is read as a large one is: in many blocks."""
+    for module, block in ((csv_source, 4096), (json_source, 4096)):
+        monkeypatch.setattr(module, "WHOLE", 0)
+        monkeypatch.setattr(module, "BLOCK", block)
+        monkeypatch.setattr(module, "HEAD", block)
+    monkeypatch.setattr(csv_source, "SMALL_BLOCK", 4096)
+
+
+@pytest.fixture(scope="session")
+def plain(mixed: pa.Table) -> pa.Table:
+    """What a CSV file can hold."""
+    return mixed.select(["id", "size", "weight", "rooms", "colour", "sunny", "note", "label"])
+
+
+def data(**options: Any) -> Data:
+    return Data(**{"source": "unused.csv", **options})
+
+
+def schema_of(columns: dict[str, Any], features: dict[str, Any] | None = None, **options: Any) -> FeatureSchema:
+    return fit(pa.table(columns), data(features=features, **options), "rows")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -16,24 +16,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.data.conftest import KINDS, json_rows, picture
+from tests.data.conftest import KINDS, data, json_rows, same, schema_of
 
 from seekray.data.features import Feature, FeatureSchema, fit
-from seekray.data.kinds import infer_kinds
-from seekray.data.options import Data
 from seekray.errors import DataError
-
-
-def data(**options: Any) -> Data:
-    return Data(**{"source": "unused.csv", **options})
-
-
-def schema_of(columns: dict[str, Any], features: dict[str, Any] | None = None, **options: Any) -> FeatureSchema:
-    return fit(pa.table(columns), data(features=features, **options), "rows")
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.fixture(scope="module")
@@ -255,99 +241,6 @@ class TestCategorical:
         assert torch.equal(got[:1000], schema.transform({"c": values[:1000]})["categorical"])
 
 
-class TestOtherKinds:
-    def test_boolean(self) -> None:
-        schema = schema_of({"b": [True, False, None]})
-        assert schema.transform({"b": [True, False, None, 1, 0, "yes", "F"]})["dense"].tolist() == [
-            [1, 0], [0, 0], [0.5, 1], [1, 0], [0, 0], [1, 0], [0, 0],
-        ]  # fmt: skip
-        for value in (2, "maybe", [True]):
-            with pytest.raises(DataError, match="'b', row 0"):
-                schema.transform({"b": [value]})
-
-    def test_timestamp_forms_are_one(self) -> None:
-        moments = [dt.datetime(2024, 2, 29, 18, 0), dt.datetime(2024, 3, 1, 6, 30), None]
-        schema = schema_of({"t": moments})
-        assert schema.dense_size == 8
-        whole = schema.transform({"t": moments})["dense"]
-        seconds = [m and m.replace(tzinfo=dt.UTC).timestamp() for m in moments]
-        for column in (
-            ["2024-02-29T18:00:00", "2024-03-01 06:30", None],
-            ["2024-02-29T19:00:00+01:00", "2024-03-01T06:30:00Z", ""],
-            seconds,
-            [s and int(s * 1000) for s in seconds],
-            pa.array(["2024-02-29 18:00:00", "2024-03-01 06:30", None]),
-            pa.array(["2024-02-29T18:00Z", "2024-03-01T06:30:00.000000000", None]),
-            pa.array(moments, pa.timestamp("ns", "Asia/Tokyo")),
-            pa.array(moments, pa.timestamp("s")),
-            np.array(moments, dtype="M8[ms]"),
-        ):
-            assert torch.equal(schema.transform({"t": column})["dense"], whole), column
-        line, _, hour_sin, hour_cos = whole[0, :4].tolist()
-        assert line == pytest.approx(-1, abs=1e-6)
-        assert (hour_sin, hour_cos) == pytest.approx((-1, 0), abs=1e-6)
-        assert whole[2, 1:].tolist() == [1, 0, 0, 0, 0, 0, 0]
-
-    def test_dates_and_times_of_day(self) -> None:
-        days = schema_of({"t": [dt.date(2024, 1, 1), dt.date(2024, 1, 8)]})
-        assert torch.equal(
-            days.transform({"t": ["2024-01-08"]})["dense"], days.transform({"t": [dt.date(2024, 1, 8)]})["dense"]
-        )
-        clock = schema_of({"t": pa.array([3600, 7200], pa.time32("s"))})
-        assert torch.equal(clock.transform({"t": ["02:00"]})["dense"], clock.transform({"t": [dt.time(2)]})["dense"])
-
-    def test_a_bad_time_is_shown(self) -> None:
-        schema = schema_of({"t": [dt.datetime(2024, 1, 1), dt.datetime(2024, 1, 2)]})
-        for column in (["2024-01-01", "soon"], pa.array(["2024-01-01", "soon"]), pa.array(["2024-01-01", "2024-13-45"])):
-            with pytest.raises(DataError, match="'t', row 1: expected a date"):
-                schema.transform({"t": column})
-
-    def test_text_is_counted_hashed_and_of_one_length(self) -> None:
-        options = {"kind": "text", "buckets": 512, "ngrams": [1, 1]}
-        schema = schema_of({"t": ["to be or not to be", "that is the question"]}, {"t": options})
-        got = schema.transform({"t": ["to be or not to be", "TO BE, or not! to be", "", None, "question"]})["dense"]
-        assert schema.dense_size == 512
-        assert torch.equal(got[0], got[1])
-        assert not got[2:4].any()
-        values = sorted(got[0][got[0] > 0].tolist())
-        assert len(values) == 4
-        assert values[3] / values[0] == pytest.approx(math.log(3) / math.log(2), rel=1e-5)
-        assert got[0].norm() == pytest.approx(float(got[4].norm()), rel=1e-5)
-        chars = schema_of({"t": ["abcd", "bcde"]}, {"t": {"kind": "text", "analyzer": "char", "ngrams": [3, 3]}})
-        assert int((chars.transform({"t": ["abcd"]})["dense"] > 0).sum()) == 2
-        with pytest.raises(DataError, match="'t', row 0: expected a text, got 3"):
-            schema.transform({"t": [3]})
-
-    def test_image_is_resized_scaled_and_standardised(self) -> None:
-        blobs = [picture((255, 0, 128)), picture((0, 0, 64), form="JPEG")]
-        schema = schema_of({"p": blobs}, {"p": {"kind": "image", "size": [5, 4], "channels": 3}})
-        got = schema.transform({"p": blobs})["dense"]
-        assert got.shape == (2, 60)
-        red, green, blue = got[0].reshape(20, 3)[7].tolist()
-        assert red == pytest.approx(1, abs=0.02)
-        assert blue == pytest.approx(1, abs=0.05)
-        assert abs(green) < 1e-3
-        grey = schema_of({"p": blobs}, {"p": {"kind": "image", "size": [5, 4], "channels": 1}})
-        assert grey.dense_size == 20
-        for value in (None, b"not an image", "not base64!", "/etc/passwd", blobs[0][:40], 7):
-            with pytest.raises(DataError, match="'p', row 0"):
-                schema.transform({"p": [value]})
-
-    def test_vector(self) -> None:
-        values = [[1.0, 2.0], [3.0, 2.0], None]
-        schema = schema_of({"v": values})
-        assert schema.features[0].size == 2
-        want = [[-1, 0], [1, 0], [0, 0]]
-        fixed = pa.array([[1.0, 2.0], [3.0, 2.0]], pa.list_(pa.float32(), 2))
-        assert schema.transform({"v": values})["dense"].tolist() == want
-        assert schema.transform({"v": fixed})["dense"].tolist() == want[:2]
-        assert schema.transform({"v": pa.chunked_array([fixed.slice(1)])})["dense"].tolist() == want[1:2]
-        assert schema.transform({"v": np.array(values[:2])})["dense"].tolist() == want[:2]
-        for bad in ([[1.0, 2.0, 3.0]], ["12"], [["a", "b"]], [3.0], pa.array([[1.0]])):
-            with pytest.raises(DataError, match="'v', row 0: expected a list of 2 numbers"):
-                schema.transform({"v": bad})
-
-
 class TestColumns:
     def test_a_missing_column_names_the_nearest(self) -> None:
         schema = schema_of({"height": [1.0, 2.0], "c": ["a", "b"]})
@@ -382,82 +275,3 @@ class TestColumns:
         assert schema.transform({"x": [5]})["dense"].tolist() == [[2.0]]
         with pytest.raises(DataError, match="format"):
             FeatureSchema.from_json({"features": []})
-
-
-class TestTargets:
-    def test_classes_are_sorted_json_values(self) -> None:
-        for values, classes in (
-            ([10, 9, 10, None], [9, 10]),
-            ([True, False], [False, True]),
-            (["b", "B", "a"], ["B", "a", "b"]),
-        ):
-            table = pa.table({"x": np.arange(len(values)), "y": values}).filter(pa.compute.is_valid(pa.array(values)))
-            schema = fit(table, data(target="y"), "classification")
-            assert schema.classes == classes
-            assert [type(c) for c in schema.classes] == [type(c) for c in classes]
-        floats = fit(pa.table({"x": [1, 2, 3], "y": [2.0, 1.0, 2.0]}), data(target="y"), "classification")
-        assert (floats.classes, floats.class_counts, floats.num_outputs) == ([1, 2], [1, 2], 2)
-        assert isinstance(floats.classes[0], int)
-        assert floats.encode_targets({"y": [1, 2.0, "2", None, 7]}).tolist() == [0, 1, 1, -1, -1]
-
-    def test_regression_is_standardised(self) -> None:
-        schema = fit(pa.table({"x": [1, 2], "y": [10, 30]}), data(target="y"), "regression")
-        assert (schema.target_mean, schema.target_std, schema.num_outputs) == (20, 10, 1)
-        got = schema.encode_targets(pa.table({"y": [10, 40, None]}))
-        assert got.dtype == np.float32
-        np.testing.assert_array_equal(got, [[-1], [2], [np.nan]])
-        with pytest.raises(DataError, match="'y', row 0"):
-            schema.encode_targets({"y": ["x"]})
-
-    def test_multilabel(self) -> None:
-        table = pa.table({"x": [1, 2, 3], "a": [1, 0, 1], "b": [True, False, False]})
-        schema = fit(table, data(target=["a", "b"]), "multilabel")
-        assert (schema.classes, schema.class_counts, schema.num_outputs, schema.rows) == (["a", "b"], [2, 1], 2, 3)
-        assert schema.encode_targets(table).tolist() == [[1, 1], [0, 0], [1, 0]]
-        with pytest.raises(DataError, match="'a', row 0"):
-            schema.encode_targets({"a": [2], "b": [1]})
-
-
-class TestKinds:
-    def test_by_type_and_values(self, mixed: pa.Table) -> None:
-        found = {k.name: k for k in infer_kinds(mixed, data(target="label", key="id"))}
-        want = {name: kind if isinstance(kind, str) else kind["kind"] for name, kind in KINDS.items()}
-        assert {n: k.kind for n, k in found.items()} == want | {"code": "numeric"}
-        assert found["code"].unsure
-        assert "4 different" in found["code"].reason
-        assert not found["size"].unsure
-
-    @pytest.mark.parametrize(
-        ("values", "kind"),
-        [
-            ([str(i) for i in range(99)] + ["abc"], "numeric"),
-            ([str(i) for i in range(90)] + ["abc"] * 10, "categorical"),
-            (["02", "03"] * 50, "categorical"),
-            (["2024-01-01", "2024-01-02T10:00:00Z"] * 10, "timestamp"),
-            (["10:30", "11:45:10"] * 10, "timestamp"),
-            ([f"a long remark about thing number {i}" for i in range(50)], "text"),
-            (["yes", "no"] * 10, "categorical"),
-            ([None] * 5, "numeric"),
-        ],
-    )
-    def test_of_text(self, values: list[Any], kind: str) -> None:
-        (found,) = infer_kinds(pa.table({"x": pa.array(values, pa.string())}), data())
-        assert found.kind == kind
-        assert found.reason
-
-    def test_ids(self) -> None:
-        table = pa.table({"user_id": np.arange(50), "uuid": [f"u{i}" for i in range(50)], "idea": np.arange(50)})
-        assert [(k.looks_like_key, k.unsure) for k in infer_kinds(table, data())] == [
-            (True, True),
-            (True, True),
-            (False, False),
-        ]
-
-    def test_given_kinds_win_and_only_features_are_there(self) -> None:
-        table = pa.table({"a": [1, 2], "b": ["x", "y"], "y": [0, 1]})
-        found = infer_kinds(table, data(target="y", features={"a": "categorical"}))
-        assert [(k.name, k.kind) for k in found] == [("a", "categorical")]
-
-    def test_a_type_that_no_kind_reads(self) -> None:
-        with pytest.raises(DataError, match=r"'a' holds struct.*data\.exclude"):
-            infer_kinds(pa.table({"a": [{"b": 1}]}), data())

@@ -99,7 +99,7 @@ def test_signature_and_input_example(registered: Settings, bundle: Path) -> None
     assert schema.input_names() == [n for n in sample(1)[0] if n != "label"]
     assert not schema.required_input_names()
     assert model.metadata.get_output_schema().input_names() == ["prediction", "probability_no", "probability_yes"]
-    source = registry.show("pets", registered)["versions"][0]["source"]
+    source = registry.show("pets", registered)["versions"][0]["source"].removeprefix("file://")
     written = Model.load(source)
     example = written.load_input_example(source)
     assert len(example) == 3

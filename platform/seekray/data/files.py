@@ -108,6 +108,8 @@ class ArrowSource(FileSource):
                 whole = hasattr(reader, "get_batch")
                 source = (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else reader
                 for batch in source:
+                    # The format has no checksums: wrong offsets or text would be read as they are.
+                    batch.validate(full=True)
                     for start in range(0, batch.num_rows, BATCH_ROWS):
                         yield plain(batch.slice(start, BATCH_ROWS), schema)
 

@@ -158,7 +158,7 @@ class NullTracker(Tracker):
     """Tells nobody."""
 
     def __init__(self) -> None:
-        pass
+        self._run_id = ""
 
     def points(self, new: Sequence[Point]) -> None:
         """Nothing."""
