@@ -31,7 +31,12 @@ def test_readme_commands_run(tmp_path: Path) -> None:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     try:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=280,
         )
     finally:
         subprocess.run([Path(sys.executable).with_name("seekray"), "serve", "down"], cwd=tmp_path, env=environment, check=False)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.two_nodes import BIN, ROOT, Cluster, can_have_namespaces, seekray, two_nodes
 
 from seekray import bundle
 from seekray.storage import Storage
-from tests.two_nodes import BIN, ROOT, Cluster, can_have_namespaces, seekray, two_nodes
 
 pytestmark = [
     pytest.mark.ray,

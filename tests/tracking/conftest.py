@@ -23,6 +23,7 @@ from seekray.session import Point
 from seekray.settings import Settings, read_settings
 from seekray.storage import Storage
 from seekray.tracking import client as mlflow_client
+from seekray.tracking import registry
 from seekray.tracking.spool import Tracker
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +91,9 @@ def variant(bundle: Path, target: Path, **info: Any) -> Path:
     shutil.copytree(bundle, target)
     head = json.loads((target / "bundle.json").read_text()) | info
     (target / "bundle.json").write_text(json.dumps(head))
-    files = {n: hashlib.sha256((target / n).read_bytes()).hexdigest() for n in ("bundle.json", "model.safetensors", "sample.json")}
+    files = {
+        n: hashlib.sha256((target / n).read_bytes()).hexdigest() for n in ("bundle.json", "model.safetensors", "sample.json")
+    }
     (target / "manifest.json").write_text(json.dumps({"files": files}))
     return target
 
@@ -145,6 +148,11 @@ def make_run(where: Settings, run_id: str = "20261124-000000-pets-0000") -> Run:
     """A run of an id, or its pen again."""
     storage = Storage(where.storage).child("runs").child(run_id)
     return Run(storage, Tracker(storage, run_id), run_id)
+
+
+def promote(number: str, where: Settings, **more: Any) -> None:
+    """Make a version of `pets` the champion."""
+    registry.set_alias("pets", "champion", number, more.pop("action", "promote"), more.pop("reason", None), where, **more)
 
 
 def found(where: Settings, run_id: str) -> dict[str, Any]:

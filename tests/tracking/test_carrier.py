@@ -108,7 +108,8 @@ def test_two_senders_at_once(where: Settings, bundle: Path, monkeypatch: pytest.
 def test_the_lock_lets_one_sender_at_a_time(where: Settings) -> None:
     run = kit.make_run(where)
     run.write()
-    code = "import sys,fcntl,time; f=open(sys.argv[1],'w'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    code = "import sys, fcntl, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); "
+    code += "print('held', flush=True); time.sleep(60)"
     path = Path(run.storage.path("spool/.lock"))
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
     assert holder.stdout is not None

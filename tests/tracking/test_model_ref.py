@@ -29,12 +29,12 @@ def two(where: Settings, bundle: Path, tmp_path: Path) -> Settings:
 
 def test_alias_version_and_bare_name(two: Settings) -> None:
     assert resolve("pets", two).version == "2"  # no champion yet: the newest
-    registry.promote("pets", "1", "champion", two)
+    kit.promote("1", two)
     found = resolve("pets@champion", two)
     assert (found.name, found.version, found.alias, found.run_id) == ("pets", "1", "champion", "20261124-000001-pets-0000")
     assert Predictor.load(found.bundle).task == "classification"
     assert resolve("pets", two).version == "1"
-    registry.promote("pets", "2", "champion", two)
+    kit.promote("2", two)
     assert resolve("pets@champion", two).version == "2"  # an alias is followed
     assert resolve("pets/1", two).version == "1"  # a version is not
     assert resolve("models:/pets/1", two).bundle == resolve("pets/1", two).bundle
@@ -68,14 +68,16 @@ def test_a_folder(where: Settings, bundle: Path, tmp_path: Path, monkeypatch: py
         resolve(str(torn), where)
 
 
-def test_a_data_folder_of_the_same_name_is_not_in_the_way(two: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_folder_of_the_same_name_is_not_in_the_way(
+    two: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "pets").mkdir()
     monkeypatch.chdir(tmp_path)
     assert resolve("pets", two).version == "2"
 
 
 def test_what_is_not_there_names_what_is(two: Settings) -> None:
-    registry.promote("pets", "1", "champion", two)
+    kit.promote("1", two)
     for reference, hint in {
         "pet@champion": "did you mean 'pets'",
         "pets@challenger": "there are: pets@champion",

@@ -29,7 +29,7 @@ def registered(where: Settings, bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     run = kit.make_run(where)
     run.write(bundle)
     send(run.storage, where)
-    registry.promote("pets", "1", "champion", where)
+    kit.promote("1", where)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     return where
 
@@ -66,7 +66,9 @@ def test_a_dataframe_of_every_form_gets_the_predictors_answers(registered: Setti
     frame = pd.DataFrame(rows)
     same(model.predict(frame), wanted)
     same(model.predict(frame[list(reversed(frame.columns))].assign(extra=1)), wanted)
-    nullable = frame.assign(age=frame["age"].astype("Int64"), chip=frame["chip"].astype("Int64"), tame=frame["tame"].astype("boolean"))
+    nullable = frame.assign(
+        age=frame["age"].astype("Int64"), chip=frame["chip"].astype("Int64"), tame=frame["tame"].astype("boolean")
+    )
     same(model.predict(nullable), wanted)
     same(model.predict(frame.convert_dtypes()), wanted)
     same(model.predict(frame.assign(seen=pd.to_datetime(frame["seen"]))), wanted)
@@ -162,9 +164,7 @@ def test_mlflow_models_serve(registered: Settings, bundle: Path) -> None:
 
 
 def post(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    request = urllib.request.Request(
-        url + "/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(url + "/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=20) as answer:
             predictions: list[dict[str, Any]] = json.load(answer)["predictions"]

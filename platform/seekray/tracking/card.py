@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+VERIFIED = "## Verified\n\n"
+
 
 def model_card(
     info: Mapping[str, Any],
@@ -36,9 +38,26 @@ def model_card(
             "Loss of quality when a column is shuffled, on held-out rows:",
             _importances(importances),
         ]
-    parts += ["## Limits", _limits(info), "## How to call it", _calls(name, example or {})]
+    parts += ["## Limits", _limits(info), "## How to call it", _calls(name, example or _example(info))]
     parts += ["## Lineage", f"* run `{info['run_id']}`\n* bundle `{info['hash']}`"]
     return "\n\n".join(parts) + "\n"
+
+
+def with_verification(card: str, result: Mapping[str, Any]) -> str:
+    """A card with what `verify` found, in place of what it said before."""
+    head, _, rest = card.partition(VERIFIED)
+    tail = rest[rest.index("## ") :] if "## " in rest else ""
+    if not rest and "## Limits" in head:
+        head, _, tail = head.partition("## Limits")
+        tail = "## Limits" + tail
+    word = "All doors answer alike" if result.get("passed") else "**The doors do not answer alike**"
+    doors = ", ".join(str(door) for door in result.get("doors", []))
+    said = f"{VERIFIED}{word}: {doors} (bundle `{result.get('bundle')}`)."
+    return f"{head.rstrip()}\n\n{said}\n\n{tail}".rstrip() + "\n"
+
+
+def _example(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {feature["name"]: feature.get("example") for feature in info["schema"]["features"]}
 
 
 def _data(info: Mapping[str, Any]) -> str:

@@ -7,11 +7,12 @@ import difflib
 import getpass
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from seekray.errors import GateError, ModelNotFoundError, TrackingError, UserError
+from seekray.errors import GateError, ModelNotFoundError, TrackingError
 from seekray.settings import Settings
+from seekray.tracking.card import with_verification
 from seekray.tracking.client import client as connect
 from seekray.tracking.client import is_gone, pages, told, versions_of
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 PREFIX = "seekray.alias."
-Gate = Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any] | None]
+LONGEST_DESCRIPTION = 5000
+CARD = "model_card.md"
 
 
 def list_models(where: Settings) -> list[dict[str, Any]]:
@@ -92,7 +94,6 @@ def _entry(found: Any) -> dict[str, Any]:
         "git_dirty": tags.get("seekray.git_dirty"),
         "metrics": _loaded(tags.get("seekray.metrics"), {}),
         "fingerprint": _loaded(tags.get("seekray.fingerprint"), {}),
-        "held_out": tags.get("seekray.held_out"),
         "bundle": tags.get("seekray.bundle"),
         "verified": _loaded(tags.get("seekray.verified"), None),
         "forced": tags.get("seekray.forced"),
@@ -146,33 +147,6 @@ def history(tags: Mapping[str, str], aliases: Mapping[str, str] | None = None) -
     return held
 
 
-def promote(
-    name: str,
-    number: str,
-    alias: str,
-    where: Settings,
-    *,
-    gate: Gate | None = None,
-    force: str | None = None,
-) -> dict[str, Any]:
-    """Move an alias to a version after `gate(candidate, holder)`, which raises GateError; `force` is a reason to go past it.
-
-    Answers `{name, alias, version, from, gate}`. Raises ModelNotFoundError, GateError.
-    """
-    if force is not None and not force.strip():
-        raise UserError('--force wants a reason, for example --force "hotfix for issue 12"', field="force")
-    found = show(name, where)
-    candidate = _pick(found, number)
-    holder = found["aliases"].get(alias)
-    verdict: Mapping[str, Any] | None = None
-    if holder == candidate["version"]:
-        return {"name": name, "alias": alias, "version": holder, "from": holder, "gate": None}
-    if force is None and gate is not None and holder is not None:
-        verdict = gate(candidate, _pick(found, holder))
-    set_alias(name, alias, candidate["version"], "force" if force else "promote", force, where, gate=verdict, held_by=holder)
-    return {"name": name, "alias": alias, "version": candidate["version"], "from": holder, "gate": verdict}
-
-
 def set_alias(
     name: str,
     alias: str,
@@ -184,9 +158,9 @@ def set_alias(
     gate: Mapping[str, Any] | None = None,
     held_by: str | None = None,
 ) -> None:
-    """Move an alias, and write down that it moved.
+    """Move an alias, and write down that it moved: `action` promote, force (with its reason) or rollback.
 
-    held_by: the version that the decision was made against; where another holds it by now, someone
+    gate: the numbers that were compared, kept in the history. held_by: the version that the decision was made against; where another holds it by now, someone
     promoted in the meantime and this raises TrackingError rather than undo that unseen.
     """
     client = connect(where)
@@ -235,14 +209,24 @@ def _holders(held: list[dict[str, Any]], alias: str) -> list[str]:
 
 
 def set_version_tag(name: str, number: str, key: str, value: Any, where: Settings) -> None:
-    """Keep what is learned of a version later, as JSON."""
+    """Keep what is learned of a version later, as JSON. `verified` also goes into its model card."""
     client = connect(where)
     with told(where):
         client.set_model_version_tag(name, str(number), f"seekray.{key}", json.dumps(value))
+        if key == "verified":
+            _verify_card(client, client.get_model_version(name, str(number)), value)
 
 
-def describe(name: str, number: str, text: str, where: Settings) -> None:
-    """Make a text, the model card, the version's description."""
-    client = connect(where)
-    with told(where):
-        client.update_model_version(name, str(number), text)
+def _verify_card(client: MlflowClient, found: Any, result: Mapping[str, Any]) -> None:
+    """The card is the run's artifact and, as far as it fits, the version's description."""
+    from mlflow.artifacts import load_text
+    from mlflow.exceptions import MlflowException
+
+    run = client.get_run(found.run_id)
+    try:
+        card = load_text(f"{run.info.artifact_uri}/{CARD}")
+    except (MlflowException, OSError):
+        card = f"# {found.name}\n"
+    card = with_verification(card, result)
+    client.log_text(found.run_id, card, CARD)
+    client.update_model_version(found.name, found.version, card[:LONGEST_DESCRIPTION])

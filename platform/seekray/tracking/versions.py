@@ -149,7 +149,6 @@ def _register(client: MlflowClient, mlflow_run: str, name: str, digest: str, inf
         "seekray.run_id": run.data.tags.get("seekray.run_id", info.get("run_id", "")),
         "seekray.metrics": _json(info.get("metrics", {})),
         "seekray.fingerprint": _json(info.get("fingerprint", {})),
-        "seekray.held_out": info.get("held_out", ""),
         "seekray.trained": info.get("created", ""),
         "seekray.created_by": run.data.tags.get("mlflow.user") or getpass.getuser(),
         "seekray.git_commit": run.data.tags.get("seekray.git_commit", ""),
