@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -37,15 +38,15 @@ def write_csv(path: Path, rows: int) -> None:
     pacsv.write_csv(pa.table(columns | {"label": rng.integers(0, 3, size=rows)}), path)
 
 
-def measure(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that a busy moment hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+def measure(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median seconds and CPU seconds (all threads) of each, taken in turn so that a busy moment hits all."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for _ in range(repeats):
         for name, run in work.items():
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            taken[name].append((time.perf_counter() - start, time.process_time() - cpu))
+    return {name: (statistics.median(s for s, _ in v), statistics.median(c for _, c in v)) for name, v in taken.items()}
 
 
 def csv_to_tensors(folder: Path, rows: int, repeats: int) -> dict[str, Any]:
@@ -78,9 +79,11 @@ def csv_to_tensors(folder: Path, rows: int, repeats: int) -> dict[str, Any]:
     return {
         "rows": rows,
         "mb": round(path.stat().st_size / 1e6, 1),
-        "rows_per_second": {name: round(rows / s) for name, s in found.items()},
-        "read_over_pandas": round(found["pandas"] / found["read"], 2),
-        "prepare_over_pandas": round(found["pandas"] / found["prepare"], 2),
+        "load_average": os.getloadavg()[0],
+        "rows_per_second": {name: round(rows / s) for name, (s, _) in found.items()},
+        "cpu_seconds": {name: round(c, 3) for name, (_, c) in found.items()},
+        "read_over_pandas": round(found["pandas"][0] / found["read"][0], 2),
+        "prepare_over_pandas": round(found["pandas"][0] / found["prepare"][0], 2),
     }
 
 
@@ -120,7 +123,9 @@ def main() -> None:
     speed = found["csv"]["rows_per_second"]
     print(f"CSV of {given.rows:,} rows x {COLUMNS} columns ({found['csv']['mb']} MB), rows/s:")
     for name, value in speed.items():
-        print(f"  {name:14} {value:>10,}   {value / speed['pandas']:.2f} x pandas")
+        cpu = found["csv"]["cpu_seconds"][name]
+        print(f"  {name:14} {value:>10,}   {value / speed['pandas']:.2f} x pandas   {cpu:.2f} s of CPU")
+    print(f"load average {found['csv']['load_average']:.1f} on {os.cpu_count()} cores")
     print(f"one row of 64 numbers: {found['one_row_of_64']}")
 
 

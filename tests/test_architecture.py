@@ -26,7 +26,7 @@ FLOORS = [
     {"loop", "report"},
     {"mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer"},
     {"tuner"},
-    {"cluster", "inspect", "submission"},
+    {"cluster", "inspect", "submission", "jobs_api", "parcel"},
     {"cli"},
 ]  # fmt: skip
 LONG = {"benchmarks": 450}

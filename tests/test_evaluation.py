@@ -86,7 +86,7 @@ def test_classification_agrees_with_scikit_learn_and_torchmetrics(classes: int) 
             "log_loss": sk.log_loss(y, p),
             "calibration_error": float(tm.multiclass_calibration_error(outputs.softmax(1), targets, classes, n_bins=BINS)),
         },
-        abs=1e-9,
+        abs=1e-6,  # torchmetrics counts in float32
     )
     assert found.values["roc_auc"] == pytest.approx(float(tm.multiclass_auroc(outputs.softmax(1), targets, classes)), abs=1e-6)
     assert found.values["accuracy"] == quick_metrics(outputs, targets, "classification")["accuracy"]
@@ -171,10 +171,11 @@ def test_intervals_are_those_of_a_plain_bootstrap() -> None:
     outputs, targets = found.outputs, found.targets
     rng = np.random.default_rng(5)
     draws = []
-    for _ in range(600):
-        pick = rng.integers(0, 300, 300)
-        p, y = outputs[pick].softmax(1).numpy(), targets[pick].numpy()
-        draws.append((sk.accuracy_score(y, p.argmax(1)), sk.roc_auc_score(y, p[:, 1]), sk.log_loss(y, p)))
+    probability, y = outputs.softmax(1)[:, 1].numpy(), targets.numpy()
+    right = (probability > 0.5) == y
+    loss = -np.log(np.where(y == 1, probability, 1 - probability))
+    for pick in rng.integers(0, 300, (500, 300)):
+        draws.append((right[pick].mean(), sk.roc_auc_score(y[pick], probability[pick]), loss[pick].mean()))
     for name, values in zip(("accuracy", "roc_auc", "log_loss"), np.array(draws).T, strict=True):
         wanted = np.quantile(values, [0.025, 0.975])
         width = wanted[1] - wanted[0]
@@ -257,7 +258,7 @@ def test_groups_confusion_and_residuals_are_of_the_rows() -> None:
     assert "accuracy" in as_text(document)
     numbers = evaluate(train(table, "price", "regression", features=FEATURES), table)
     assert numbers.residuals is not None
-    assert numbers.residuals["target"] == pytest.approx(table["price"].to_pylist(), rel=1e-6)
+    assert numbers.residuals["target"] == table["price"].to_pylist()
     assert numbers.metrics["r2"] == pytest.approx(sk.r2_score(table["price"], numbers.residuals["prediction"]), rel=1e-6)
 
 

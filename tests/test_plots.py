@@ -85,10 +85,10 @@ def test_compare_runs_draws_both(tmp_path: Path) -> None:
 
 
 def test_result_draws_what_the_task_has(tmp_path: Path) -> None:
-    common: dict[str, Any] = dict(
-        rows=2, rejected=0, intervals={}, notes={}, rejections=[], groups={},
-        outputs=torch.zeros(2, 1), targets=torch.zeros(2, 1), row_numbers=torch.arange(2),
-    )  # fmt: skip
+    common: dict[str, Any] = {
+        "rows": 2, "rejected": 0, "intervals": {}, "notes": {}, "rejections": [], "groups": {},
+        "outputs": torch.zeros(2, 1), "targets": torch.zeros(2, 1), "row_numbers": torch.arange(2),
+    }  # fmt: skip
     classes = [{"class": "a"}, {"class": "b"}]
     bins = [{"count": 2, "confidence": 0.7, "accuracy": 0.5}]
     named = Evaluation(

@@ -58,10 +58,10 @@ def test_workers_compute_what_one_process_does(source: Path, prepared: Prepared,
     assert listen.states[-1]["finished"]
 
 
-def test_two_networks_with_parts_on_two_workers(source: Path, tmp_path: Path) -> None:
+def test_two_networks_on_two_workers(source: Path, tmp_path: Path) -> None:
     parts: dict[str, Any] = {
         "family": "odd_families:FixedNoise",
-        "training": {"precision": "fp64", "batch_size": 23, "accumulate": 2, "clip_norm": 0.5},
+        "training": {"precision": "fp64", "batch_size": 23, "clip_norm": 0.5},
     }
     given = experiment(source, "rows", resources={"workers": 2, "cpus_per_worker": 0.5}, **parts)
     ranks = run_ray(given, prepare(given.data, given.task), tmp_path / "ray")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seekray.batch_parts import forward_rows
 from seekray.data.columns import as_columns, missing_column
-from seekray.data.parse import Rejects, shown
+from seekray.data.parse import Rejects, numbers, shown
 from seekray.data.targets import encode_targets
 from seekray.errors import DataError
 from seekray.metrics import RowSums, calibration_bins, full_metrics
@@ -107,7 +107,9 @@ def evaluate(
     outputs = done.outputs.double()
     if schema.task == "regression":
         outputs = outputs * schema.target_std + schema.target_mean
-        targets = targets.double().reshape(len(targets), -1) * schema.target_std + schema.target_mean
+        # From the column, not from its float32 standardised form.
+        values = numbers(table.column(schema.targets[0]), schema.targets[0], Rejects(strict=False))
+        targets = torch.from_numpy(values[number][:, None])
     names = [str(c) for c in schema.classes] if schema.classes else None
     found = full_metrics(outputs, targets, schema.task, names)
     sums = RowSums(outputs, targets, schema.task)
@@ -166,9 +168,16 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int = 1000, seed: int = 
 
 def known_targets(predictor: Predictor, table: pa.Table) -> tuple[np.ndarray[Any, Any], Tensor, dict[int, str]]:
     """Row numbers with a known target (N,), their encoded targets (see FeatureSchema), and the reason for each other row."""
+    schema = predictor.schema
     rejects = Rejects(strict=False)
-    encoded = encode_targets(predictor.schema, as_columns(table), rejects)
-    reasons = {r["row"]: f"{r['column']!r}: {r['reason']}, got {shown(r['value'])}" for r in reversed(rejects.found)}
+    encoded = encode_targets(schema, as_columns(table), rejects)
+    reasons = {r["row"]: f"target {r['column']!r}: {r['reason']}, got {shown(r['value'])}" for r in reversed(rejects.found)}
+    absent = encoded < 0 if schema.task == "classification" else ~np.isfinite(encoded)
+    for row in np.flatnonzero(absent if absent.ndim == 1 else absent.any(1)).tolist():
+        name = schema.targets[0 if absent.ndim == 1 else int(np.flatnonzero(absent[row])[0])]
+        value = table.column(name)[row].as_py()
+        unknown = "is no class of the model" if schema.task == "classification" else "is not finite"
+        reasons.setdefault(row, f"target {name!r} {'is missing' if value is None else f'{shown(value)} {unknown}'}")
     number = np.setdiff1d(np.arange(len(table)), list(reasons))
     return number, torch.from_numpy(encoded[number]), reasons
 

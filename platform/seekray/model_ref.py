@@ -107,9 +107,10 @@ def _fetched(place: Storage, where: Settings) -> Path:
     target = where.home / "cache" / "bundles" / digest
     if not (target / "manifest.json").is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
+        base, _, folder = place.uri.rpartition("/")
         # Whole or not at all: a download that is cut off leaves nothing that looks like a bundle.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-            place.download("", Path(temporary) / "whole")
+            Storage(base).download(folder, Path(temporary) / "whole")
             if target.exists():
                 shutil.rmtree(target)
             os.replace(Path(temporary) / "whole", target)

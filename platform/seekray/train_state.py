@@ -160,9 +160,9 @@ class TrainState:
         self.rate.load_state_dict(state["rate"])
         rng = checkpoint.group("rng")
         if state["world_size"] == session.world_size:
-            torch.set_rng_state(rng["cpu"][session.rank])
+            torch.set_rng_state(rng["cpu"][session.rank].clone())  # torch 2.13 crashes on a view
             if session.device.type == "cuda" and "cuda" in rng:
-                torch.cuda.set_rng_state(rng["cuda"][session.rank])
+                torch.cuda.set_rng_state(rng["cuda"][session.rank].clone())
         elif session.rank == 0:
             logging.getLogger(__name__).warning(
                 "going on with %d workers instead of %d: the result is equal in distribution, not bit by bit",

@@ -108,6 +108,7 @@ def train(
 def _train(
     experiment: Experiment, prepared: Prepared, settings: Settings, progress: Progress, resume: str | None
 ) -> TrainResult:
+    check_size(experiment, prepared)
     run_id = resume or new_run_id(experiment.name)
     run = runs_storage(experiment.storage, settings).child(run_id)
     _write_start(run, experiment, prepared, resume=resume is not None)

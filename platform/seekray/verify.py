@@ -75,10 +75,12 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def local_doors(bundle: Path | str) -> dict[str, Door]:
+def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Door]:
     """The doors that need no server: `python`, `batch parquet`, `batch csv`, `pyfunc`, and a `copy` read anew.
 
     CSV cannot hold vectors or images, so the CSV door is left out for models that read them.
+    one_by_one: also `one by one`, each row in a forward pass of its own (answers may differ by the
+    rounding of another batch size).
     """
     from seekray.predictor import Predictor
 

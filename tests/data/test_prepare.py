@@ -153,6 +153,18 @@ class TestFingerprint:
         assert content_hash(table.select(table.column_names[::-1])) == want
         assert content_hash(pa.concat_tables([table, table]).slice(500)) == want
 
+    def test_what_lies_under_a_null_does_not_matter(self) -> None:
+        from seekray.data.fingerprint import content_hash
+
+        hidden = np.array([False, True, False])
+        for a, b in (([1, 2, 3], [1, 9, 3]), ([1.0, 2.0, 3.0], [1.0, np.nan, 3.0])):
+            columns = [
+                pa.Array.from_buffers(t.type, 3, [pa.array(~hidden).buffers()[1], t.buffers()[1]])
+                for t in map(pa.array, (a, b))
+            ]
+            assert columns[0].to_pylist() == columns[1].to_pylist() == [a[0], None, a[2]]
+            assert content_hash(pa.table({"x": columns[0]})) == content_hash(pa.table({"x": columns[1]}))
+
     def test_any_change_matters(self) -> None:
         from seekray.data.fingerprint import content_hash
 

@@ -10,7 +10,6 @@ from seekray.errors import CorruptError, ModelNotFoundError
 from seekray.model_ref import resolve
 from seekray.predictor import Predictor
 from seekray.settings import Settings
-from seekray.tracking import registry
 from seekray.tracking.carrier import send
 
 from . import conftest as kit
@@ -94,17 +93,3 @@ def test_a_bundle_that_was_changed_in_the_registry_is_refused(two: Settings) -> 
     (folder / "sample.json").write_text("{}")
     with pytest.raises(CorruptError):
         resolve("pets/1", two)
-
-
-@pytest.mark.e2e
-def test_from_a_server_into_the_cache(remote: Settings, server: kit.Server, bundle: Path) -> None:
-    server.start()
-    run = kit.make_run(remote)
-    run.write(bundle)
-    send(run.storage, remote)
-    found = resolve("pets/1", remote)
-    assert found.bundle.parent == remote.home / "cache" / "bundles"
-    (found.bundle / "manifest.json").unlink()  # as a download that was cut off
-    assert resolve("pets/1", remote).bundle == found.bundle
-    run.storage.delete("bundle")
-    assert resolve(f"runs:/{run.run_id}", remote).bundle == found.bundle

@@ -13,6 +13,7 @@ from seekray.settings import Settings
 from seekray.storage import Storage
 from seekray.tracking import places, runs
 from seekray.tracking.carrier import send
+from seekray.tracking.pages import ui_command
 from seekray.tracking.spool import Tracker
 from seekray.tracking.sync import sync
 
@@ -85,7 +86,7 @@ def test_runs_of_an_experiment_with_its_own_storage_are_found(where: Settings, t
     assert sync(where) == []
 
 
-def test_ui_command_binds_loopback(where: Settings) -> None:
-    command = runs.ui_command(where, 5001)
+def test_the_pages_bind_loopback(where: Settings) -> None:
+    command = ui_command(where, 5001)
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert where.tracking_uri in command

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from seekray.model_ref import resolve
 from seekray.settings import Settings
 from seekray.tracking.carrier import progress, result
 from seekray.tracking.sender import start_sender
@@ -151,6 +152,11 @@ def test_a_whole_run_without_a_server_then_sync_from_another_place(
     sent = sync(remote, str(tmp_path / "shared"))
     assert [(s.run_id, s.version, s.remaining) for s in sent] == [(run.run_id, "1", 0)]
     kit.check_whole(remote, run.run_id)
+    # The laptop sees nothing of that storage: the bundle comes from the server, into the cache.
+    model = resolve("pets/1", remote)
+    assert model.bundle.parent == remote.home / "cache" / "bundles"
+    (model.bundle / "manifest.json").unlink()  # as a download that was cut off
+    assert resolve(f"runs:/{run.run_id}", remote).bundle == model.bundle
 
 
 def test_ctrl_c_leaves_no_process(where: Settings) -> None:

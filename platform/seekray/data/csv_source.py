@@ -22,7 +22,7 @@ from seekray.errors import DataError
 
 HEAD = 1 << 20
 BLOCK = 16 << 20
-SMALL_BLOCK = 2 << 20
+SMALL_BLOCK = 1 << 20
 # Up to here a stream of batches is cut from the whole table; beyond, memory stays at a few blocks.
 WHOLE = 128 << 20
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
@@ -97,7 +97,9 @@ class CsvSource(Source):
                 if not os.fstat(file.fileno()).st_size:
                     continue
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-                    if view.find(b'"') >= 0:
+                    # Names are often quoted where no value is.
+                    end = -1 if any("\n" in name for name in self._names) else view.find(b"\n")
+                    if view.find(b'"', end + 1) >= 0:
                         return True
         return False
 

@@ -54,6 +54,7 @@ def infer_kinds(table: pa.Table, data: Data) -> list[Inferred]:
 
 
 def infer(name: str, array: Any) -> Inferred:
+    """The kind of one column, an Arrow array. Raises DataError for a type that no kind reads."""
     kind = array.type
     if pa.types.is_null(kind) or array.null_count == len(array):
         return Inferred(name, "numeric", "no row has a value", unsure=True)

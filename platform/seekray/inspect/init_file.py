@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import textwrap
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from seekray.data.kinds import Guess
+from seekray.data.kinds import Inferred
 from seekray.errors import UserError
 from seekray.inspect.defaults import Defaults, choose
 from seekray.inspect.look import Left, Look, look
@@ -31,7 +32,7 @@ def init(data: str, targets: Sequence[str], out_file: Path, *, force: bool = Fal
         raise UserError(f"{out_file} is there already; --force overwrites it, --out writes another file", field="out")
     found = look(data, targets)
     gpus = gpu_count()
-    defaults = choose(found.rows, found.task, len(found.features))
+    defaults = choose(found.rows, found.task, found.shape)
     text = write(found, defaults, schema_line(out_file), gpus)
     from seekray.experiment_file import validate
 
@@ -102,13 +103,9 @@ def schema_line(out_file: Path) -> str | None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(json_schema(), indent=1))
-        return target.relative_to(out_file.resolve().parent, walk_up=True).as_posix()  # type: ignore[call-arg]
-    except TypeError:  # Python 3.11
-        import os
-
-        return Path(os.path.relpath(target, out_file.resolve().parent)).as_posix()
     except OSError:
         return None
+    return Path(os.path.relpath(target, out_file.resolve().parent)).as_posix()
 
 
 def write(found: Look, defaults: Defaults, schema: str | None, gpus: int) -> str:
@@ -133,17 +130,21 @@ def write(found: Look, defaults: Defaults, schema: str | None, gpus: int) -> str
     lines += _left("key", found.key, "carried through to the predictions, never learned from")
     lines += _left("exclude", found.exclude, "never read")
     lines += _features(found.features)
-    if found.bad_rows:
-        lines.append("  on_bad_row: skip             # rows without a target are left out, counted and listed in a file")
+    if found.skip:
+        lines.append("  on_bad_row: skip  # rows that cannot be used are left out, counted and listed in a file")
     kind = "stratified" if found.task == "classification" else "random"
     validation = "validation: 0, " if not defaults.validation else f"validation: {defaults.validation:g}, "
-    lines += [f"  # {line}" for line in textwrap.wrap(defaults.why, 110)]
-    lines += [f"  split: {{kind: {kind}, test: 0.2, {validation}seed: 0}}", "", "model:"]
+    lines += _comment(defaults.why_split)
+    lines += [f"  split: {{kind: {kind}, test: 0.2, {validation}seed: 0}}", "", "model:", *_comment(defaults.why_model)]
     lines += [f"  {key}: {value}" for key, value in defaults.model.items()]
     lines += ["", "training:"]
     lines += [f"  {key}: {value}" for key, value in defaults.training.items()]
     lines += ["", *_resources(found.rows, gpus), "", f"register: {scalar(found.name)}  # the model's name in the registry", ""]
     return "\n".join(lines)
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(text, 110, initial_indent="  # ", subsequent_indent="  # ")
 
 
 def _resources(rows: int, gpus: int) -> list[str]:
@@ -164,22 +165,24 @@ def _left(key: str, columns: Sequence[Left], what: str) -> list[str]:
     return [f"  {key}:  # {what}"] + [f"    - {scalar(c.name)}  # {_plain(c.reason)}" for c in columns]
 
 
-def _features(features: Sequence[Guess]) -> list[str]:
-    head = "# what is learned from; kinds: numeric, categorical, boolean, timestamp, text, image, vector"
+def _features(features: Sequence[Inferred]) -> list[str]:
+    out = ["  features:  # what is learned from; kinds: numeric, categorical, boolean, timestamp, text, image, vector"]
     if len(features) <= LISTED:
-        lines = [(f"    {scalar(g.name)}: {g.kind}", g) for g in features]
-        wide = min(40, max(len(text) for text, _ in lines))
-        return [f"  features:  {head}"] + [
-            f"{text.ljust(wide)}  # {'UNSURE: ' if g.unsure else ''}{_plain(g.reason)}" for text, g in lines
-        ]
-    lines = [f"  features:  {head}", "    {"]
+        texts = [f"    {scalar(g.name)}: {g.kind}" for g in features]
+        wide = min(40, max(map(len, texts)))
+        notes = [f"  # {'UNSURE: ' if g.unsure else ''}{_plain(g.reason)}" for g in features]
+        return out + [text.ljust(wide) + note for text, note in zip(texts, notes, strict=True)]
+    out.append("    {")
     for (kind, reason, unsure), group in groupby(features, lambda g: (g.kind, g.reason, g.unsure)):
-        lines.append(f"      # {'UNSURE: ' if unsure else ''}{kind}: {_plain(reason)}")
-        pairs = ", ".join(f"{scalar(g.name)}: {kind}" for g in group) + ","
-        lines += textwrap.wrap(
-            pairs, 118, initial_indent="      ", subsequent_indent="      ", break_long_words=False, break_on_hyphens=False
-        )
-    return [*lines, "    }"]
+        out.append(f"      # {'UNSURE: ' if unsure else ''}{kind}: {_plain(reason)}")
+        line = "     "
+        for pair in (f" {scalar(g.name)}: {kind}," for g in group):
+            if len(line) + len(pair) > 118 and line.strip():
+                out.append(line)
+                line = "     "
+            line += pair
+        out.append(line)
+    return [*out, "    }"]
 
 
 def _plain(text: str) -> str:

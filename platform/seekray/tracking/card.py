@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ def _limits(info: Mapping[str, Any]) -> str:
 
 
 def _calls(name: str, example: Mapping[str, Any]) -> str:
-    body = json.dumps({"rows": [example]})
+    body = shlex.quote(json.dumps({"rows": [example]}))
     return f"""```python
 import mlflow
 mlflow.pyfunc.load_model("models:/{name}@champion").predict(dataframe)
@@ -116,5 +117,5 @@ mlflow.pyfunc.load_model("models:/{name}@champion").predict(dataframe)
 ```sh
 seekray predict {name}@champion --data rows.csv --out answers.csv
 seekray serve up {name}@champion
-curl -s http://127.0.0.1:8000/{name}/v1/predict -H 'Content-Type: application/json' -d '{body}'
+curl -s http://127.0.0.1:8000/{name}/v1/predict -H 'Content-Type: application/json' -d {body}
 ```"""

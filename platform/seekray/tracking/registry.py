@@ -160,8 +160,9 @@ def set_alias(
 ) -> None:
     """Move an alias, and write down that it moved: `action` promote, force (with its reason) or rollback.
 
-    gate: the numbers that were compared, kept in the history. held_by: the version that the decision was made against; where another holds it by now, someone
-    promoted in the meantime and this raises TrackingError rather than undo that unseen.
+    gate: the numbers that were compared, kept in the history. held_by: the version that the decision
+    was made against; where another holds the alias by now, someone moved it in the meantime, and this
+    raises TrackingError rather than undo that unseen.
     """
     client = connect(where)
     with told(where):

@@ -5,10 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import difflib
 import logging
-import os
-import signal
-import subprocess
-import sys
 from typing import Any
 
 from seekray.errors import ModelNotFoundError, SeekrayError
@@ -16,11 +12,12 @@ from seekray.settings import Settings
 from seekray.storage import Storage
 from seekray.tracking import spool
 from seekray.tracking.carrier import flat, progress
-from seekray.tracking.client import ENVIRONMENT, pages, server_key, shown, told
 from seekray.tracking.client import client as connect
+from seekray.tracking.client import pages, told
+from seekray.tracking.pages import ui
 from seekray.tracking.places import find_run, runs_of
 
-SHOWN = ("validation_", "train_")
+SHOWN = ("test_", "validation_", "train_")
 
 
 def _time(milliseconds: int | None) -> str | None:
@@ -52,7 +49,8 @@ def list_runs(where: Settings) -> list[dict[str, Any]]:
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, float]:
-    return {k: v for k, v in metrics.items() if k.startswith(SHOWN)}
+    """What a list has room for: held-out numbers first."""
+    return {k: v for prefix in SHOWN for k, v in metrics.items() if k.startswith(prefix)}
 
 
 def _tracked(where: Settings) -> list[tuple[Any, str]]:
@@ -133,28 +131,4 @@ def compare(a: str, b: str, where: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ui_command(where: Settings, port: int) -> list[str]:
-    """`mlflow server` on 127.0.0.1 over the embedded store."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    return [*command, "--backend-store-uri", where.tracking_uri, "--default-artifact-root", where.artifacts_uri]
-
-
-def ui(where: Settings, port: int) -> None:
-    """MLflow's pages in the foreground, on 127.0.0.1; Ctrl-C ends them, with all their processes."""
-    if not where.tracking_is_embedded:
-        print(f"the tracking server has its own pages: {shown(where.tracking_uri)}", file=sys.stderr)
-        return
-    where.home.mkdir(parents=True, exist_ok=True)
-    server_key(where)
-    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr, flush=True)
-    quiet = {**os.environ, **ENVIRONMENT, "MLFLOW_LOGGING_LEVEL": "ERROR"}
-    process = subprocess.Popen(ui_command(where, port), env=quiet, start_new_session=True)
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+__all__ = ["compare", "history", "list_runs", "show_run", "ui"]

@@ -1,0 +1,139 @@
+"""Jobs on a head of this machine with token authentication: sent, followed, listed, stopped, gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.two_nodes import BIN, ROOT, Head, one_head, seekray
+
+pytestmark = [pytest.mark.ray, pytest.mark.e2e]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with one_head() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with the examples."""
+    path = tmp_path_factory.mktemp("jobs")
+    shutil.copytree(ROOT / "examples", path / "examples")
+    (path / ".env").write_text("PASSWORD=psst")
+    return path
+
+
+def submit(head: Head, folder: Path, *arguments: str, file: str = "examples/digits.yaml") -> subprocess.CompletedProcess[str]:
+    return seekray("submit", "train", file, "--address", head.address, *arguments, cwd=folder, env=head.environment)
+
+
+def listed(head: Head, folder: Path) -> list[dict[str, Any]]:
+    done = seekray("jobs", "list", "--address", head.address, "--json", cwd=folder, env=head.environment)
+    assert done.returncode == 0, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)["jobs"]
+    return found
+
+
+def test_submit_follows_the_log_and_leaves_a_run_that_sync_registers(head: Head, folder: Path) -> None:
+    done = submit(head, folder, "--set", "training.epochs=2", "--json")
+    assert done.returncode == 0, done.stderr[-4000:]
+    job = json.loads(done.stdout)
+    assert (job["status"], job["exit_code"]) == ("SUCCEEDED", 0)
+    assert "epoch 2/2" in done.stderr
+    newest = listed(head, folder)[0]
+    assert newest["job_id"] == job["job_id"]
+    assert newest["entrypoint"].startswith("python -m seekray_jobs.train examples/digits.yaml")
+    log = seekray("jobs", "logs", job["job_id"], "--address", head.address, cwd=folder, env=head.environment)
+    assert "epoch 2/2" in log.stdout
+    # This cluster is this machine, so the run lies in the folder's own storage.
+    synced = seekray("sync", "--json", cwd=folder, env=head.environment)
+    assert [r["version"] for r in json.loads(synced.stdout)["runs"]] in (["1"], [1]), synced.stderr
+
+
+def test_what_the_job_finds_wrong_is_exit_code_2(head: Head, folder: Path) -> None:
+    done = submit(head, folder, "--set", "data.target=labl", "--set", "resources.workers=0")
+    assert done.returncode == 2, done.stderr[-4000:]
+    assert "labl" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert listed(head, folder)[0]["status"] == "FAILED"
+
+
+def test_what_is_wrong_before_is_exit_code_2_without_a_job(head: Head, folder: Path) -> None:
+    before = len(listed(head, folder))
+    (folder / "own.csv").write_text("x,label\n1,a\n")
+    for arguments in (["--set", "training.epoch=2"], ["--set", "data.source=own.csv"]):
+        assert submit(head, folder, *arguments).returncode == 2
+    assert len(listed(head, folder)) == before
+
+
+def test_shipped_data_is_trained_on(head: Head, folder: Path) -> None:
+    rows = "".join(f"{i},{i % 7},{3 * i + i % 7}\n" for i in range(200))
+    (folder / "line.csv").write_text("a,b,y\n" + rows)
+    (folder / "line.yaml").write_text(
+        "name: line\ntask: regression\ndata: {source: line.csv, target: y}\n"
+        "training: {epochs: 1}\nresources: {workers: 0}\nreport: {importances: false}\n"
+    )
+    done = submit(head, folder, "--ship-data", file="line.yaml")
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_a_wrong_token_says_so(head: Head, folder: Path) -> None:
+    env = head.environment | {"RAY_AUTH_TOKEN": "0" * 64}
+    done = seekray("jobs", "list", "--address", head.address, cwd=folder, env=env)
+    assert done.returncode == 1
+    assert "does not take the token" in done.stderr
+
+
+def test_a_stopped_job_leaves_a_run_that_goes_on(head: Head, folder: Path) -> None:
+    long = ["--set", "training.epochs=2000", "--set", "resources.workers=0", "--set", "training.checkpoints.min_interval=0"]
+    started = submit(head, folder, *long, "--no-wait", "--json")
+    job = json.loads(started.stdout)["job_id"]
+    storage = folder / ".seekray" / "storage" / "runs"
+    before = {p.name for p in storage.glob("*")}
+    run = _until(lambda: next((p for p in storage.glob("*-digits-*") if p.name not in before and _checkpoints(p)), None))
+    done = seekray("jobs", "stop", job, "--address", head.address, "--json", cwd=folder, env=head.environment)
+    assert json.loads(done.stdout)["status"] == "STOPPED", done.stderr
+    log = seekray("jobs", "logs", job, "--address", head.address, cwd=folder, env=head.environment).stdout
+    assert f"--resume {run.name}" in log
+    segments = sorted((run / "spool").glob("0*.json"))
+    assert json.loads(segments[-1].read_text())[-1]["status"] == "killed"
+    step = max(int(p.name.removeprefix("step_")) for p in _checkpoints(run))
+    again = submit(head, folder, "--resume", run.name, "--set", f"training.epochs={step // 20 + 20}")
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert f"run {run.name}" in again.stderr
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return [p for p in (run / "checkpoints").glob("step_*") if (p / "manifest.json").exists()]
+
+
+def _until(found: Any, timeout_s: float = 90) -> Any:
+    deadline = time.monotonic() + timeout_s
+    while (value := found()) is None:
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+    return value
+
+
+def test_plain_ray_job_submit(head: Head, folder: Path) -> None:
+    """Without our command line, with seekray installed on the cluster."""
+    entry = ["python", "-m", "seekray_jobs.train", "examples/digits.yaml", "--set", "training.epochs=1"]
+    done = subprocess.run(
+        [BIN / "ray", "job", "submit", "--address", head.address, "--working-dir", ".", "--", *entry],
+        cwd=folder,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert '"run_id"' in done.stdout + done.stderr

@@ -1,0 +1,152 @@
+"""Every shipped experiment loads, fits for two epochs in this process, and says to editors what it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from seekray import experiment_file, loop
+from seekray.checkpoint import Checkpoints
+from seekray.data.prepare import prepare
+from seekray.predictor import Predictor, build
+from seekray.session import LocalSession
+from seekray.storage import Storage
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+MEASURED = {"digits", "breast-cancer", "wine", "diabetes"}
+examples = pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
+
+
+class Silent:
+    """Counts points, shows nothing."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def points(self, new: Sequence[Any]) -> None:
+        self.received += len(new)
+
+    def progress(self, state: Any) -> None: ...
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`benchmarks/quality.py`, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("benchmark_quality", ROOT / "benchmarks" / "quality.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_measured_ones_are_shipped() -> None:
+    assert {f.stem for f in EXAMPLES} >= MEASURED
+
+
+@examples
+def test_editors_are_told_the_schema(file: Path) -> None:
+    first = file.read_text().splitlines()[0]
+    prefix = "# yaml-language-server: $schema="
+    assert first.startswith(prefix)
+    assert (file.parent / first.removeprefix(prefix)).resolve() == ROOT / "docs" / "experiment.schema.json"
+
+
+@examples
+def test_editors_find_no_mistake(file: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(yaml.safe_load(file.read_text()), experiment_file.json_schema())
+
+
+@examples
+def test_named_and_registered_as_its_file(file: Path) -> None:
+    experiment = experiment_file.load(file)
+    assert experiment.name == experiment.register_as == file.stem
+
+
+@examples
+def test_says_how_it_is_run(file: Path) -> None:
+    assert f"#   seekray train examples/{file.name}\n" in file.read_text()
+
+
+@examples
+def test_two_epochs_in_this_process(file: Path, tmp_path: Path) -> None:
+    short = ["training.epochs=2", "training.max_steps=null", "resources.workers=0"]
+    experiment = experiment_file.load(file, short)
+    prepared = prepare(experiment.data, experiment.task)
+    listener, run = Silent(), Storage(str(tmp_path))
+    loop.run(
+        experiment,
+        LocalSession(experiment.training, run, listener=listener),
+        prepared.schema,
+        prepared.train,
+        prepared.validation,
+    )
+    checkpoint = Checkpoints(run).latest()
+    assert checkpoint is not None
+    assert checkpoint.state["finished"]
+    assert len(checkpoint.state["history"]) == 2
+    assert listener.received
+    info = {"name": experiment.name, "family": experiment.family, "model": experiment.as_json()["model"]}
+    predictor = Predictor(build(info, prepared.schema, checkpoint.group("best")), prepared.schema, info, {})
+    assert len(predictor.predict(prepared.held_out.slice(0, 5)).predictions) == 5
+
+
+class TestQuality:
+    """`benchmarks/quality.py`."""
+
+    @pytest.mark.slow
+    def test_digits_on_one_fold(self, quality: ModuleType, tmp_path: Path) -> None:
+        experiment = experiment_file.load(ROOT / "examples" / "digits.yaml")
+        fold = next(quality.folds(experiment, 5, 0, tmp_path))
+        accuracy, _ = quality.ours(experiment, fold, 0)
+        assert accuracy >= 0.97
+
+    def test_folds_cover_each_row_once(self, quality: ModuleType, tmp_path: Path) -> None:
+        experiment = experiment_file.load(ROOT / "examples" / "wine.yaml")
+        found = list(quality.folds(experiment, 5, 0, tmp_path))
+        assert sum(len(f.test[1]) for f in found) == 178
+        for fold in found:
+            data = experiment.data.model_copy(
+                update={"source": str(fold.path), "split": quality.Split(kind="column", by=quality.PART)}
+            )
+            prepared = prepare(data, experiment.task)
+            assert len(prepared.schema.features) == 13
+            assert len(prepared.train.rows) == len(fold.train[1])
+            assert prepared.held_out.column("label").to_pylist() == fold.test[1].tolist()
+            assert not len(prepared.validation.rows)
+
+    def test_validation_rows_come_from_training(self, quality: ModuleType, tmp_path: Path) -> None:
+        experiment = experiment_file.load(ROOT / "examples" / "wine.yaml", ["data.split.validation=0.1"])
+        fold = next(quality.folds(experiment, 5, 0, tmp_path))
+        data = experiment.data.model_copy(
+            update={"source": str(fold.path), "split": quality.Split(kind="column", by=quality.PART)}
+        )
+        prepared = prepare(data, experiment.task)
+        assert len(prepared.validation.rows) == 18
+        assert len(prepared.train.rows) == len(fold.train[1]) - 18
+        assert prepared.held_out.column("label").to_pylist() == fold.test[1].tolist()
+
+    def test_writes_between_markers(self, quality: ModuleType, tmp_path: Path) -> None:
+        page = tmp_path / "benchmarks.md"
+        page.write_text("# A\n\n<!-- quality -->\nearlier\n<!-- /quality -->\n\n## B\n")
+        scores = quality.Scores([0.9, 1.0], [0.1, 0.2])
+        section = quality.markdown({"wine": {"seekray": scores, "mlp": scores, "linear": scores}}, "", 5, 3)
+        for _ in range(2):  # writing twice is writing once
+            quality.write(section, page)
+        text = page.read_text()
+        assert "earlier" not in text
+        assert "| wine | ≥ 0.975 | 0.9500 ± 0.0500 (0.15 s)" in text
+        assert text.endswith("<!-- /quality -->\n\n## B\n")
+        page.write_text("# no markers\n")
+        with pytest.raises(SystemExit, match="has no <!-- quality -->"):
+            quality.write("x", page)
