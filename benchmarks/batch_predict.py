@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = 10
-OBJECT_STORE = 200 * 2**20
 
 
 def generate(path: Path, rows: int) -> None:
@@ -68,18 +68,14 @@ def make_bundle(folder: Path) -> Path:
 
 def child(bundle: str, source: str, out: str, workers: int) -> None:
     """The process that is measured."""
-    import ray
+    import functools
 
+    from seekray import cluster
     from seekray.batch_predict import predict
     from seekray.data.options import Data
+    from seekray.settings import settings
 
-    @contextlib.contextmanager
-    def connect() -> Any:
-        with tempfile.TemporaryDirectory(prefix="sk") as folder:
-            ray.init(include_dashboard=False, log_to_driver=False, object_store_memory=OBJECT_STORE, _temp_dir=folder)
-            yield
-            ray.shutdown()
-
+    connect = functools.partial(cluster.connect, settings())
     began = time.monotonic()
 
     def progress(rows: int, total: int | None) -> None:
@@ -146,7 +142,8 @@ def main() -> None:
             str(out),
         ]
         began = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        lonely = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"SEEKRAY_HOME": f"{folder}/home"}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=lonely)
         memory = Memory(process.pid)
         memory.start()
         text = process.communicate()[0]

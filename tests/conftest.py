@@ -37,19 +37,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def ray_cluster() -> Iterator[None]:
     """One Ray of two CPUs for the whole session, started as seekray starts its own."""
     from seekray.cluster import quiet
-    from seekray.ray_environment import private_ray_environment
+    from seekray.ray_environment import STAY_ON_LOOPBACK, private_ray_environment
 
-    quiet()
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
     folder = tempfile.mkdtemp(prefix="sr-", dir="/tmp")  # short: Ray puts sockets in it
     path = os.pathsep.join(p for p in (KIT, os.environ.get("PYTHONPATH")) if p)
-    with mock.patch.dict(os.environ, private_ray_environment() | {"PYTHONPATH": path}):
+    with mock.patch.dict(os.environ, private_ray_environment() | STAY_ON_LOOPBACK | {"PYTHONPATH": path}):
         os.environ.pop("RAY_ADDRESS", None)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        quiet()
+        import ray
+
+        options = {"include_dashboard": False, "log_to_driver": False, "_node_ip_address": "127.0.0.1"}
+        ray.init(num_cpus=2, _temp_dir=folder, **options)
         try:
             yield
         finally:

@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "settings", "log", "system", "storage"},
     {"models", "data", "metrics"},
     {"config", "experiment_file"},
-    {"checkpoint", "bundle", "session"},
+    {"manifest", "checkpoint", "bundle", "session"},
     {"model_ref", "predictor", "plots", "tracking", "evaluation", "importances", "batch_output", "batch_parts", "batch_predict", "verify", "progress", "train_state", "promotion"},
     {"loop", "report"},
     {"mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer"},

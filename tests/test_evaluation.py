@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,15 @@ def people(rows: int = 600, seed: int = 0) -> pa.Table:
          "kind": np.where(a + 0.5 * b + noise > 0, "yes", "no"), "price": 100 + 40 * a + 5 * noise,
          "p": (a > 0).astype(int), "q": (b > 0.5).astype(int)}
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """These models are small: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 FEATURES = {"a": {}, "b": {}, "noise": {}}

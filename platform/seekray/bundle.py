@@ -7,7 +7,6 @@ each). It never changes once written; its hash, the sha256 of the manifest, is i
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from seekray.checkpoint import sha256
 from seekray.data.features import FeatureSchema
 from seekray.data.values import json_value
-from seekray.errors import CorruptError, ModelNotFoundError
+from seekray.errors import CorruptError
+from seekray.manifest import check, sha256
 from seekray.storage import Storage
 from seekray.system import versions
 
@@ -65,28 +64,11 @@ def write(
         storage.write_bytes(f"{folder}/{name}", data)
     manifest = _json({"files": {name: sha256(data) for name, data in files.items()}})
     storage.write_bytes(f"{folder}/manifest.json", manifest)
-    return hashlib.sha256(manifest).hexdigest()
+    return sha256(manifest)
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode()
-
-
-def check(folder: Path) -> str:
-    """Check every file against the manifest; returns the bundle's hash. Raises ModelNotFoundError, CorruptError."""
-    manifest_file = folder / "manifest.json"
-    if not manifest_file.is_file():
-        raise ModelNotFoundError(f"{folder} is not a bundle: it has no manifest.json")
-    raw = manifest_file.read_bytes()
-    try:
-        digests = json.loads(raw)["files"]
-    except (ValueError, KeyError) as error:
-        raise CorruptError(f"{manifest_file} cannot be read: {error}") from error
-    for name, digest in digests.items():
-        file = folder / name
-        if not file.is_file() or sha256(file.read_bytes()) != digest:
-            raise CorruptError(f"bundle {folder}: {name} is missing or does not match its sha256; fetch it again")
-    return hashlib.sha256(raw).hexdigest()
 
 
 def load(folder: Path) -> Bundle:

@@ -7,7 +7,6 @@ the sha256 of both: without it the folder is a torn write and is passed over.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from seekray.errors import CorruptError
+from seekray.manifest import sha256
 from seekray.storage import Storage
 
 FORMAT = 1
@@ -37,11 +37,6 @@ class Checkpoint:
         """Tensors below `prefix/`, without it."""
         start = prefix + "/"
         return {k[len(start) :]: v for k, v in self.tensors.items() if k.startswith(start)}
-
-
-def sha256(data: bytes) -> str:
-    """Hex digest."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def named_tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

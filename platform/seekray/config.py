@@ -6,11 +6,22 @@ Nothing after `load` reads YAML. Each field's description is the experiment refe
 from __future__ import annotations
 
 import re
+import typing
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from seekray.data.options import Data
+from seekray.errors import ConfigError
 from seekray.models import get_family
 
 
@@ -20,14 +31,29 @@ def _seconds(value: object) -> object:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else value
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0)]
+_DURATION_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*[smhd]\s*$"}]}
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0), WithJsonSchema(_DURATION_SCHEMA, mode="validation")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 
 
-class Strict(BaseModel):
-    """Base of all parts: frozen, unknown keys refused."""
+NOT_CHECKED = "not checked, because family is wrong"
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+def _takes_flags(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_flags(a) for a in typing.get_args(annotation))
+
+
+class Strict(BaseModel):
+    """Base of all parts: frozen, unknown keys and infinite numbers refused, true and false are no numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flags_as_numbers(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and not _takes_flags(cls.model_fields[info.field_name].annotation):
+            raise ValueError(f"{str(value).lower()} given, which is not a number or a text")
+        return value
 
 
 class EarlyStopping(Strict):
@@ -87,6 +113,10 @@ class Training(Strict):
             raise ValueError("training.epochs and training.max_steps are both given; give one of them")
         if self.accumulate > self.batch_size:
             raise ValueError(f"training.accumulate ({self.accumulate}) is over training.batch_size ({self.batch_size})")
+        if self.max_steps and self.schedule.warmup >= max(1, self.max_steps):
+            raise ValueError(
+                f"training.schedule.warmup ({self.schedule.warmup:g} steps) is not below training.max_steps ({self.max_steps})"
+            )
         if self.momentum and self.optimizer != "sgd":
             raise ValueError(f"training.momentum is for sgd, not for {self.optimizer}")
         return self
@@ -168,19 +198,22 @@ class Experiment(Strict):
     report: Report = Report()
     storage: str | None = Field(None, description="folder or s3:// URI of checkpoints, bundles and spool")
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
     @field_validator("family")
     @classmethod
     def _family_exists(cls, value: str) -> str:
-        get_family(value)
+        try:
+            get_family(value)
+        except ConfigError as error:
+            raise ValueError(error.message) from error
         return value
 
     @field_validator("model", mode="before")
     @classmethod
     def _model_of_family(cls, value: Any, info: Any) -> BaseModel:
         if "family" not in info.data:
-            raise ValueError("not checked, because family is wrong")
+            raise ValueError(NOT_CHECKED)
         config = get_family(info.data["family"]).Config
         return value if isinstance(value, config) else config.model_validate(value or {})
 
@@ -196,6 +229,10 @@ class Experiment(Strict):
             )
         if self.training.schedule.kind == "plateau" and not self.data.split.validation:
             raise ValueError("training.schedule.kind: plateau needs validation rows, but data.split.validation is 0")
+        if self.training.metric and not self.data.split.validation:
+            raise ValueError(
+                f"training.metric ({self.training.metric}) is measured on validation rows, but data.split.validation is 0"
+            )
         if self.training.batch_size < self.resources.span[1]:
             raise ValueError(
                 f"training.batch_size ({self.training.batch_size}) is global and below "

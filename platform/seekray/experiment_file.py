@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from seekray.config import Experiment
+from seekray.config import NOT_CHECKED, Experiment
 from seekray.errors import ConfigError
 from seekray.models import FAMILIES, get_family
 
@@ -23,7 +25,7 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     """Read and check an experiment. overrides: `a.b=value`. Raises ConfigError."""
     file = Path(file)
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError(f"{file}: no such file; `seekray init data.csv --target COLUMN` writes one") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -35,11 +37,16 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: not valid YAML: it contains itself or is nested too deeply") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{file}: expected a mapping such as `name: digits`, found {type(raw).__name__}")
-    lines = _lines(node)
-    if twice := lines.pop(("duplicate",), None):
-        raise ConfigError(f"{file}, line {twice}: this key is given twice")
+        what = "nothing" if raw is None else type(raw).__name__
+        raise ConfigError(f"{file}: expected a mapping such as `name: digits`, found {what}")
+    twice: list[tuple[int, Path_]] = []
+    lines = _lines(node, twice)
+    if twice:
+        line, path = min(twice)
+        raise ConfigError(f"{file}, line {line}: {_dotted(path)} is given twice", field=_dotted(path))
     origin = {path: f"{file}, line {line}" for path, line in lines.items()}
     for override in overrides:
         path, value = parse_override(override)
@@ -55,8 +62,13 @@ def validate(raw: Mapping[str, Any], origin: Mapping[Path_, str] | None = None, 
     try:
         return Experiment.model_validate(raw)
     except ValidationError as error:
-        messages = [_message(raw, e, origin or {}, file) for e in error.errors()]
-        raise ConfigError("\n".join(dict.fromkeys(messages)), field=_dotted(_loc(error.errors()[0]["loc"], raw))) from error
+        found = [_Mistake.of(e, raw) for e in error.errors()]
+        merged: dict[Path_, _Mistake] = {}
+        for mistake in (m for m in found if m.text != NOT_CHECKED or len(found) == 1):
+            before = merged.get(mistake.path)
+            merged[mistake.path] = mistake if before is None else before.also(mistake)
+        messages = [m.message(raw, origin or {}, file) for m in merged.values()]
+        raise ConfigError("\n".join(dict.fromkeys(messages)), field=_dotted(next(iter(merged))) or None) from error
 
 
 def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
@@ -75,8 +87,11 @@ def parse_override(text: str) -> tuple[Path_, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {text}: expected key=value, for example --set training.lr=0.001")
+    path = tuple(part.strip() for part in key.split("."))
+    if not all(path):
+        raise ConfigError(f"--set {text}: {key.strip()!r} is not a key; expected names with a dot between them")
     try:
-        return tuple(key.strip().split(".")), yaml.safe_load(value)
+        return path, yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: {value!r} is not a YAML value") from error
 
@@ -94,35 +109,38 @@ def _put(raw: dict[str, Any], path: Path_, value: Any, text: str) -> None:
     place[path[-1]] = value
 
 
-def _lines(node: yaml.Node | None, path: Path_ = ()) -> dict[Path_, int]:
+def _lines(node: yaml.Node | None, twice: list[tuple[int, Path_]], path: Path_ = ()) -> dict[Path_, int]:
+    """The line of each key and list item; keys that are given again go to `twice`."""
     found: dict[Path_, int] = {}
-    if node is None:
-        return found
     if isinstance(node, yaml.MappingNode):
-        seen = set()
         for key, value in node.value:
-            if key.value in seen:
-                found[("duplicate",)] = key.start_mark.line + 1
-            seen.add(key.value)
-            found[(*path, key.value)] = key.start_mark.line + 1
-            found |= _lines(value, (*path, key.value))
+            place = (*path, key.value)
+            line = key.start_mark.line + 1
+            if place in found and key.value != "<<":
+                twice.append((line, place))
+            found[place] = line
+            found |= _lines(value, twice, place)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             found[(*path, index)] = value.start_mark.line + 1
-            found |= _lines(value, (*path, index))
+            found |= _lines(value, twice, (*path, index))
     return found
 
 
-def _loc(loc: Sequence[str | int], raw: Mapping[str, Any]) -> Path_:
-    """The part of pydantic's location that exists in the file: union branches and validators' names are dropped."""
+def _loc(loc: Sequence[str | int], raw: Mapping[str, Any], *, absent: bool) -> Path_:
+    """The part of pydantic's location that exists in the file: union branches and validators' names are dropped.
+
+    absent: the last part names a key that is not there.
+    """
     place: Any = raw
     path: list[str | int] = []
     for number, key in enumerate(loc):
-        there = key in place if isinstance(place, Mapping) else isinstance(place, list) and key in range(len(place))
-        if there:
+        if (isinstance(place, Mapping) and key in place) or (
+            isinstance(place, list) and isinstance(key, int) and key < len(place)
+        ):
             place = place[key]
             path.append(key)
-        elif number == len(loc) - 1 and isinstance(place, Mapping) and isinstance(key, str):
+        elif absent and number == len(loc) - 1 and isinstance(place, Mapping) and isinstance(key, str):
             path.append(key)
     return tuple(path)
 
@@ -131,42 +149,94 @@ def _dotted(path: Path_) -> str:
     return ".".join(map(str, path))
 
 
-def _message(raw: Mapping[str, Any], error: Any, origin: Mapping[Path_, str], file: str) -> str:
-    path = _loc(error["loc"], raw)
-    place = next((origin[path[:n]] for n in range(len(path), 0, -1) if path[:n] in origin), file)
-    key = _dotted(path)
-    kind, given = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        return f"{place}: {key} is not known{_nearest(path, raw)}"
-    if kind == "missing":
-        return f"{place}: {key} is missing"
-    if kind == "value_error":
-        text = str(error["ctx"]["error"])
-        return f"{place}: {text if not key or key in text else f'{key}: {text}'}"
-    allowed = error["msg"][0].lower() + error["msg"][1:]
-    return f"{place}: {key}: {given!r} given, {allowed.replace('input should be', 'expected')}"
+@dataclass(frozen=True)
+class _Mistake:
+    """What is wrong with the value at `path`. kind: pydantic's; text: what is allowed, or what a rule says."""
+
+    path: Path_
+    kind: str
+    text: str
+    given: object
+
+    @classmethod
+    def of(cls, error: Any, raw: Mapping[str, Any]) -> _Mistake:
+        kind = error["type"]
+        path = _loc(error["loc"], raw, absent=kind == "missing")
+        if kind == "value_error":
+            text = str(error["ctx"]["error"])
+            # A rule over several keys begins with the one that it is about.
+            named = re.match(r"[a-z_]+(\.[a-z_]+)*", text)
+            about: Path_ = tuple(named[0].split(".")) if named else ()
+            return cls(about if about[:1] and str(about[0]) in raw and about[: len(path)] == path else path, kind, text, None)
+        return cls(path, kind, _allowed(error), error.get("input"))
+
+    def also(self, other: _Mistake) -> _Mistake:
+        """The same value fits none of several allowed forms, or breaks several rules."""
+        if self.text == other.text:
+            return self
+        joint = "; " if "value_error" in (self.kind, other.kind) else " or "
+        return replace(self, text=self.text + joint + other.text.removeprefix("expected "))
+
+    def message(self, raw: Mapping[str, Any], origin: Mapping[Path_, str], file: str) -> str:
+        place = next((origin[self.path[:n]] for n in range(len(self.path), 0, -1) if self.path[:n] in origin), file)
+        key = _dotted(self.path)
+        if self.kind == "extra_forbidden":
+            return f"{place}: {key} is not known{_nearest(self.path, raw)}"
+        if self.kind == "missing":
+            return f"{place}: {key} is missing"
+        if self.kind == "value_error":
+            return f"{place}: {self.text if not key or key in self.text else f'{key}: {self.text}'}"
+        return f"{place}: {key}: {self.given!r} given, {self.text}"
+
+
+def _allowed(error: Any) -> str:
+    """What pydantic expected, in the words of YAML."""
+    kind = error["type"]
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return "expected a mapping of keys and values"
+    if kind in ("tuple_type", "list_type"):
+        return "expected a list"
+    if kind == "string_pattern_mismatch":
+        return f"expected to match {error['ctx']['pattern']}"
+    text = error["msg"][0].lower() + error["msg"][1:]
+    return str(text.replace("input should be", "expected"))
 
 
 def _nearest(path: Path_, raw: Mapping[str, Any]) -> str:
     """The nearest known key, or the known ones."""
     model: Any = Experiment
-    for key in path[:-1]:
-        model = _model_of(model, key, raw)
+    for number, key in enumerate(path[:-1]):
+        if isinstance(model, _ValuesOf):
+            model = model.model
+        elif model is Experiment and key == "model":
+            family = raw.get("family", "net")
+            model = get_family(family).Config if family in FAMILIES else None
+        elif field := next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None):
+            of_mapping = _has_mapping(field.annotation) and number + 2 < len(path)
+            model = _first_model(field.annotation)
+            model = _ValuesOf(model) if of_mapping and model else model
+        else:
+            model = None
         if model is None:
             return ""
+    if isinstance(model, _ValuesOf):
+        return ""
     known = [f.alias or name for name, f in model.model_fields.items()]
     close = difflib.get_close_matches(str(path[-1]), known, 1, 0.5)
     return f"; did you mean {_dotted((*path[:-1], close[0]))}?" if close else f"; known: {', '.join(known)}"
 
 
-def _model_of(model: Any, key: str | int, raw: Mapping[str, Any]) -> Any:
-    if model is Experiment and key == "model":
-        family = raw.get("family", "net")
-        return get_family(family).Config if family in FAMILIES else None
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return model  # a mapping's key: the model is that of its values
-    field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
-    return None if field is None else _first_model(field.annotation)
+@dataclass(frozen=True)
+class _ValuesOf:
+    """A mapping with the user's own keys (such as columns), whose values are of a model."""
+
+    model: Any
+
+
+def _has_mapping(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is dict:
+        return True
+    return any(_has_mapping(a) for a in typing.get_args(annotation))
 
 
 def _first_model(annotation: Any) -> Any:
@@ -197,6 +267,19 @@ def json_schema() -> dict[str, Any]:
         )
     schema["properties"]["model"] = {"type": "object", "description": "the family's own settings"}
     schema["allOf"] = branches
-    features = {"type": "array", "items": {"type": "string"}}
-    definitions["Data"]["properties"]["features"].setdefault("anyOf", []).append(features)
+    _short_forms(definitions)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "seekray experiment", **schema}
+
+
+def _short_forms(definitions: dict[str, Any]) -> None:
+    """What the models take besides their full form: a list of features, a kind for its options, one key for a list."""
+    data = definitions["Data"]["properties"]
+    kind = next(branch for branch in definitions["FeatureOptions"]["properties"]["kind"]["anyOf"] if "enum" in branch)
+    options = [{"$ref": "#/$defs/FeatureOptions"}, kind, {"type": "null"}]
+    data["features"]["anyOf"] = [
+        {"type": "object", "additionalProperties": {"anyOf": options}},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "null"},
+    ]
+    whole = {k: data["key"].pop(k) for k in ("type", "items") if k in data["key"]}
+    data["key"]["anyOf"] = [whole, {"type": "string"}]

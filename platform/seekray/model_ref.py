@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seekray import bundle as bundles
+from seekray import manifest
 from seekray.errors import CorruptError, ModelNotFoundError
 from seekray.settings import Settings
 from seekray.storage import Storage
@@ -53,7 +53,7 @@ def resolve(reference: str, where: Settings) -> ResolvedModel:
 
 
 def _folder(folder: Path) -> ResolvedModel:
-    bundles.check(folder)
+    manifest.check(folder)
     info: dict[str, Any] = json.loads((folder / "bundle.json").read_bytes())
     return ResolvedModel(info["name"], None, None, folder, info.get("run_id"))
 
@@ -91,7 +91,7 @@ def _registered(name: str, alias: str | None, version: str | None, latest: bool,
     if entry["bundle"] is None:
         raise ModelNotFoundError(f"{name}/{version} holds no bundle: it was not registered by seekray")
     folder = version_bundle(entry, where)
-    if bundles.check(folder) != entry["bundle"]:
+    if manifest.check(folder) != entry["bundle"]:
         raise CorruptError(f"{name}/{version}: the bundle at {folder} is not the one that was registered")
     return ResolvedModel(name, version, alias, folder, entry["run_id"])
 

@@ -58,7 +58,8 @@ def promote(
                 f"{comparison['candidate']:.6g} against {comparison['champion']:.6g} on {comparison['data']} "
                 f'(tolerance {tolerance:g}). Train a better one, give --tolerance, or --force "reason"'
             )
-    registry.set_alias(name, alias, version, "force" if force else "promote", force, where)
+    action = "force" if force else "promote"
+    registry.set_alias(name, alias, version, action, force, where, gate=comparison, held_by=holder)
     before = f" (before: {holder})" if holder is not None else ""
     return _answer(name, version, alias, comparison, f"{name}@{alias} is version {version}{before}")
 

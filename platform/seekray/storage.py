@@ -133,4 +133,4 @@ class Storage:
         for file in self.files(name):
             target = folder / file
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self.read_bytes(f"{name}/{file}"))
+            target.write_bytes(self.read_bytes(f"{name}/{file}" if name else file))

@@ -19,7 +19,7 @@ from seekray.data.prepare import Prepared, prepare
 from seekray.errors import ConfigError, DataError, ModelNotFoundError
 from seekray.log import to_file
 from seekray.progress import Progress
-from seekray.session import LocalSession, Point
+from seekray.session import LocalSession, Point, points
 from seekray.settings import Settings
 from seekray.storage import Storage
 from seekray.system import git_state, versions
@@ -128,6 +128,8 @@ def _train(
             checkpoint = _fit(experiment, run_id, run, prepared, Ears(tracker, progress), progress)
             progress.close()
             done = report.conclude(experiment, run_id, run, prepared, checkpoint, tracker)
+            held_out = {f"{prepared.held_out_name}_{k}": v for k, v in done.metrics.items()}
+            tracker.points(points(held_out, checkpoint.state["step"]))
             tracker.model(done.bundle, experiment.register_as)
             tracker.finish("finished")
         except KeyboardInterrupt:

@@ -102,13 +102,18 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
             again = Predictor.load(shutil.copytree(bundle, Path(folder) / "bundle"))
         return again.predict(schema.columns_from_rows(rows))
 
+    def alone(rows: list[dict[str, Any]]) -> Prediction:
+        answers = [python([row]).columns() for row in rows]
+        return _prediction(predictor.task, {name: [a[name][0] for a in answers] for name in answers[0]})
+
     doors: dict[str, Door] = {
         "python": python,
         "batch parquet": lambda rows: _batch(bundle, predictor.task, schema, rows, "parquet"),
     }
     if not {f.kind for f in schema.features} & {"vector", "image"}:
         doors["batch csv"] = lambda rows: _batch(bundle, predictor.task, schema, rows, "csv")
-    return doors | {"pyfunc": pyfunc, "copy": copy}
+    doors |= {"pyfunc": pyfunc, "copy": copy}
+    return doors | {"one by one": alone} if one_by_one else doors
 
 
 def _batch(bundle: Path | str, task: str, schema: FeatureSchema, rows: list[dict[str, Any]], kind: str) -> Prediction:

@@ -128,7 +128,7 @@ def test_a_server_killed_in_the_middle_and_back_after_the_end(remote: Settings, 
         run.end(bundle)
         began = time.monotonic()
         sent = sender.wait()
-        assert time.monotonic() - began < 15  # a server that is away is not waited for
+        assert time.monotonic() - began < 25  # a server that is away is not waited for
     assert sent.remaining > 0
     assert sent.version is None
     assert sync(remote)[0].error is not None

@@ -136,7 +136,7 @@ def _told(address: str) -> dict[str, Any]:
     """In the child: the cluster's nodes and versions."""
     from ray._private import services
     from ray._private.state import GlobalState
-    from ray._raylet import GcsClientOptions
+    from ray._raylet import GcsClientOptions  # type: ignore[attr-defined]
 
     if address == "auto":
         address = services.canonicalize_bootstrap_address_or_die("auto")
@@ -163,7 +163,7 @@ def _told(address: str) -> dict[str, Any]:
 def _versions(address: str) -> dict[str, str]:
     """What the head wrote into its key-value store when it started."""
     from ray._common.usage import usage_lib
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
     told = usage_lib.get_cluster_metadata(GcsClient(address=address)) or {}
     return {k: told[f"{k}_version"] for k in ("ray", "python") if f"{k}_version" in told}

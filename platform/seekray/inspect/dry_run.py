@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import os
-import shutil
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from seekray import cluster
-from seekray.config import Experiment, Resources
+from seekray.config import Experiment
 from seekray.data import split as splits
 from seekray.data.columns import as_columns
 from seekray.data.features import FeatureSchema
@@ -25,20 +21,19 @@ from seekray.data.parse import Rejects
 from seekray.data.prepare import Prepared, prepare, used_columns
 from seekray.data.sources import open_source
 from seekray.errors import SeekrayError
-from seekray.inspect.ask_cluster import Cluster, ask
+from seekray.inspect import place
+from seekray.inspect.later import later
 from seekray.inspect.look import bad_rows
 from seekray.inspect.sampling import take_sample
 from seekray.inspect.texts import count, mib
 from seekray.models import get_family
-from seekray.settings import Settings, settings
-from seekray.storage import filesystem
+from seekray.settings import settings
 
 EXACT_BYTES = 16 * 2**20  # a larger source is not read whole
-PATIENCE_S = 3.0  # of the steps that ask a network or walk a folder
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Read:
     """What is known of the data. parts: rows of train, validation and test."""
 
@@ -57,24 +52,20 @@ def dry_run(experiment: Experiment, *, address: str | None = None) -> dict[str, 
     refused: list[str] = []
     warnings: list[str] = []
     where = settings()
-    pool = ThreadPoolExecutor(3)
-    asked = pool.submit(_there, where, experiment.resources, address)
-    sent = pool.submit(_package)
-    stored = pool.submit(_storage, experiment.storage or where.storage)
-    try:
-        read = _read(experiment, refused)
-        warnings += read.warnings
-        model = _model(experiment, read, refused)
-        training = _steps(experiment, read)
-        _check_rows(experiment, read, refused)
-        there = _await(asked, "resources", warnings)
-        resources = _resources(experiment.resources, there, refused, warnings)
-        storage = _await(stored, "storage", warnings) or {"uri": experiment.storage or where.storage}
-        refused += storage.pop("refused", [])
-        refused += _unseen(experiment, where, there, storage)
-        package = _await(sent, "what would be sent", warnings)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    asked = later(lambda: place.there(where, experiment.resources, address))
+    sent = later(place.package)
+    stored = later(lambda: place.storage(experiment.storage or where.storage))
+    read = _read(experiment, refused)
+    warnings += read.warnings
+    model = _model(experiment, read, refused)
+    training = _steps(experiment, read)
+    _check_rows(experiment, read, refused)
+    there = _await(asked, "resources", warnings)
+    resources = place.resources(experiment.resources, there, refused, warnings)
+    storage = _await(stored, "storage", warnings) or {"uri": experiment.storage or where.storage}
+    refused += storage.pop("refused", [])
+    refused += place.unseen(experiment, there, storage["uri"])
+    package = _await(sent, "what would be sent", warnings)
     return {
         "name": experiment.name,
         "family": experiment.family,
@@ -93,9 +84,9 @@ def dry_run(experiment: Experiment, *, address: str | None = None) -> dict[str, 
 
 def _await(future: Future[T], what: str, warnings: list[str]) -> T | None:
     try:
-        return future.result(timeout=PATIENCE_S)
+        return future.result(timeout=place.PATIENCE_S)
     except TimeoutError:
-        warnings.append(f"{what}: no answer in {PATIENCE_S:g} s")
+        warnings.append(f"{what}: no answer in {place.PATIENCE_S:g} s")
     except (SeekrayError, OSError, ValueError) as error:
         warnings.append(f"{what}: {error}")
     return None
@@ -220,135 +211,6 @@ def _check_rows(experiment: Experiment, read: Read, refused: list[str]) -> None:
         refused.append("training.early_stopping needs validation rows; the split left none (data.split.validation)")
 
 
-# ---- where it would run
-
-
-def _there(where: Settings, resources: Resources, address: str | None) -> Cluster | None:
-    """The cluster that would be used, None for this machine."""
-    if resources.span[1] == 0:
-        return None
-    place = cluster.find(where, address)
-    return None if place is None else ask(place)
-
-
-def _resources(asked: Resources, there: Cluster | None, refused: list[str], warnings: list[str]) -> dict[str, Any]:
-    import torch
-
-    least, most = asked.span
-    cpus = asked.cpus_per_worker or 1.0
-    local_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if there is None:
-        total = {"CPU": float(_cores()), "GPU": float(local_gpus)}
-        nodes = [total]
-        place = "this process" if most == 0 else "a Ray of its own on this machine"
-    else:
-        total = {"CPU": there.total("CPU"), "GPU": there.total("GPU")}
-        nodes = [n.free for n in there.nodes]
-        place = f"the Ray at {there.address}"
-        if there.error:
-            refused.append(f"--address: {there.error}")
-    gpus = asked.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if total["GPU"] >= max(1, least) else 0.0
-    found = {
-        "place": place,
-        "workers": list(asked.span) if least != most else least,
-        "cpus_per_worker": asked.cpus_per_worker or (None if most == 0 else cpus),
-        "gpus_per_worker": gpus,
-        "there": total | {"nodes": len(nodes)},
-    }
-    if most == 0 or (there is not None and there.error):
-        if most == 0 and asked.gpus_per_worker and not local_gpus:
-            warnings.append("resources.gpus_per_worker: no GPU is here; the CPU would be used")
-        return found
-    room = sum(_places(node, cpus, gpus) for node in nodes)
-    found["room"] = room
-    if room < least:
-        text = (
-            f"resources: asked {least} workers of {cpus:g} CPU{f' and {gpus:g} GPU' if gpus else ''}; there are "
-            f"{total['CPU']:g} CPU and {total['GPU']:g} GPU on {len(nodes)} node(s), room for {room} such workers now"
-        )
-        if asked.wait is None:
-            refused.append(f"{text}. Lower resources.workers or cpus_per_worker, or set resources.wait (for example 30m)")
-        else:
-            warnings.append(f"{text}; it would wait up to {asked.wait:g} s")
-    return found
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
-
-
-def _places(node: Mapping[str, float], cpus: float, gpus: float) -> int:
-    by_cpu = math.floor(node.get("CPU", 0) / cpus + 1e-6)
-    return min(by_cpu, math.floor(node.get("GPU", 0) / gpus + 1e-6)) if gpus else by_cpu
-
-
-def _storage(uri: str) -> dict[str, Any]:
-    """Whether runs can be kept there, without leaving anything."""
-    found: dict[str, Any] = {"uri": uri}
-    try:
-        files, path = filesystem(uri)
-    except SeekrayError as error:
-        return found | {"refused": [f"storage: {error.message}"]}
-    if not hasattr(files, "type_name") or files.type_name != "local":
-        try:
-            files.get_file_info(path.split("/")[0])
-        except OSError as error:
-            return found | {"refused": [f"storage: {uri} cannot be reached: {str(error).splitlines()[0][:300]}"]}
-        return found
-    place = Path(path)
-    while not place.exists():
-        place = place.parent
-    found["free_bytes"] = shutil.disk_usage(place).free
-    if not place.is_dir():
-        return found | {"refused": [f"storage: {place} is a file, expected a folder"]}
-    if not os.access(place, os.W_OK | os.X_OK):
-        return found | {"refused": [f"storage: {place} cannot be written by this user; set storage or SEEKRAY_STORAGE"]}
-    if found["free_bytes"] < 2**30:
-        return found | {"refused": [f"storage: {place} has {mib(found['free_bytes'])} free, expected 1 GiB or more"]}
-    return found
-
-
-def _unseen(experiment: Experiment, where: Settings, there: Cluster | None, storage: Mapping[str, Any]) -> list[str]:
-    """Local paths that a cluster on other machines does not see."""
-    if there is None or there.here or there.error:
-        return []
-    from seekray.parcel import on_network_file_system
-
-    found = []
-    uri = str(storage["uri"])
-    if "://" not in uri or uri.startswith("file://"):
-        files, path = filesystem(uri)
-        if not on_network_file_system(Path(path)):
-            found.append(
-                f"storage: {uri} is a folder of this machine, which the workers at {there.address} do not see; "
-                "set storage (or SEEKRAY_STORAGE) to s3://… or a shared folder"
-            )
-    source = experiment.data.source
-    submitted = there.address.startswith("http")
-    if submitted and "://" not in source and not source.startswith("sample:"):
-        if not on_network_file_system(Path(source).resolve()):
-            found.append(
-                f"data.source: {source} is on this machine, where a job at {there.address} does not see it; "
-                "`seekray submit --ship-data` sends up to 50 MiB along"
-            )
-    return found
-
-
-def _package() -> dict[str, Any]:
-    """What `seekray submit` would send from this folder."""
-    from seekray import parcel
-
-    sizes = {name: path.stat().st_size for name, path in parcel.files(Path.cwd().resolve()).items()}
-    largest = sorted(sizes, key=lambda n: sizes[n], reverse=True)[:3]
-    return {
-        "bytes": sum(sizes.values()),
-        "files": len(sizes),
-        "largest": [{"name": n, "bytes": sizes[n]} for n in largest],
-    }
-
-
 def dry_run_text(found: Mapping[str, Any]) -> str:
     """For people."""
     data, training, resources = found["data"], found["training"], found["resources"]
@@ -382,9 +244,8 @@ def dry_run_text(found: Mapping[str, Any]) -> str:
     free = found["storage"].get("free_bytes")
     lines.append(f"storage    {found['storage']['uri']}" + (f" ({mib(free)} free)" if free is not None else ""))
     if package := found["package"]:
-        lines.append(
-            f"package    {mib(package['bytes'])} in {count(package['files'], 'file')} would go to a cluster with `seekray submit`"
-        )
+        size = f"{mib(package['bytes'])} in {count(package['files'], 'file')}"
+        lines.append(f"package    {size} would go to a cluster with `seekray submit`")
     if found["register"]:
         lines.append(f"register   {found['register']}")
     lines += [f"note       {text}" for text in found["warnings"]]
