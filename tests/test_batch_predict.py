@@ -324,18 +324,18 @@ def test_over_ray_answers_and_rejects_are_the_same(bundle: Path, tmp_path: Path,
     pacsv.write_csv(table().set_column(1, "size", pa.array(sizes)), data)
     seen: list[int] = []
     results = {}
-    for workers in (0, 1):
+    for workers in (0, 2):
         out = tmp_path / f"{workers}.parquet"
         results[workers] = predict(
-            bundle, Data(source=str(data)), str(out), workers=workers, part_rows=600,
+            bundle, Data(source=str(data)), str(out), workers=workers, part_rows=100,
             progress=lambda rows, total: seen.append(rows),
         ) | {"out": ""}  # fmt: skip
-    assert results[0] == results[1] == {"rows": ROWS - 2, "rejected": 2, "out": ""}
-    a, b = (pq.read_table(tmp_path / f"{w}.parquet") for w in (0, 1))
+    assert results[0] == results[2] == {"rows": ROWS - 2, "rejected": 2, "out": ""}
+    a, b = (pq.read_table(tmp_path / f"{w}.parquet") for w in (0, 2))
     assert a.equals(b)
-    assert (tmp_path / "0.parquet.rejected.jsonl").read_text() == (tmp_path / "1.parquet.rejected.jsonl").read_text()
+    assert (tmp_path / "0.parquet.rejected.jsonl").read_text() == (tmp_path / "2.parquet.rejected.jsonl").read_text()
     assert seen[-1] == ROWS
-    assert seen == sorted(seen[:9]) + sorted(seen[9:])
+    assert seen == sorted(seen[:50]) + sorted(seen[50:])
 
 
 @pytest.mark.ray
@@ -404,6 +404,21 @@ def test_object_store_in_and_out(bundle: Path, sources: dict[str, str], expected
     close(pads.dataset([f"{path}/part-00000{i}.parquet" for i in range(3)], filesystem=fs).to_table(), expected)
     predict(bundle, source, f"{s3}/one.csv")
     close(pacsv.read_csv(pa.BufferReader(Storage(s3).read_bytes("one.csv"))), expected)
+
+
+def test_the_job_prints_one_document_and_says_what_is_wrong(bundle: Path, sources: dict[str, str], tmp_path: Path) -> None:
+    def job(source: str, out: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "seekray_jobs.predict", str(bundle), "--data", source, "--out", str(tmp_path / out)]
+        given = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "SEEKRAY_HOME": str(tmp_path / "home")}
+        return subprocess.run(command, capture_output=True, text=True, env=given, check=False)
+
+    done = job(sources["csv"], "out.jsonl")
+    assert json.loads(done.stdout) == {"rows": ROWS, "rejected": 0, "out": str(tmp_path / "out.jsonl")}
+    pq.write_table(table(10).drop_columns(["colour"]), tmp_path / "t.parquet")
+    wrong = job(str(tmp_path / "t.parquet"), "no.csv")
+    assert wrong.returncode == 2
+    assert "colour" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

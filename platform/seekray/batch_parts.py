@@ -119,6 +119,8 @@ class Part:
     @property
     def numbers(self) -> np.ndarray[Any, Any]:
         """The source's number of each row; malformed records have theirs too."""
+        if not self.malformed:
+            return np.arange(self.first, self.first + len(self.table))
         gone = [m["row"] for m in self.malformed]
         return np.setdiff1d(np.arange(self.first, self.first + len(self.table) + len(gone)), gone)[: len(self.table)]
 

@@ -33,6 +33,8 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(text)
+        twice: list[tuple[int, Path_]] = []
+        lines = _lines(node, twice)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -42,8 +44,6 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     if not isinstance(raw, dict):
         what = "nothing" if raw is None else type(raw).__name__
         raise ConfigError(f"{file}: expected a mapping such as `name: digits`, found {what}")
-    twice: list[tuple[int, Path_]] = []
-    lines = _lines(node, twice)
     if twice:
         line, path = min(twice)
         raise ConfigError(f"{file}, line {line}: {_dotted(path)} is given twice", field=_dotted(path))
@@ -135,9 +135,8 @@ def _loc(loc: Sequence[str | int], raw: Mapping[str, Any], *, absent: bool) -> P
     place: Any = raw
     path: list[str | int] = []
     for number, key in enumerate(loc):
-        if (isinstance(place, Mapping) and key in place) or (
-            isinstance(place, list) and isinstance(key, int) and key < len(place)
-        ):
+        there = key in place if isinstance(place, Mapping) else isinstance(place, list) and key in range(len(place))
+        if there:
             place = place[key]
             path.append(key)
         elif absent and number == len(loc) - 1 and isinstance(place, Mapping) and isinstance(key, str):
@@ -178,7 +177,9 @@ class _Mistake:
         return replace(self, text=self.text + joint + other.text.removeprefix("expected "))
 
     def message(self, raw: Mapping[str, Any], origin: Mapping[Path_, str], file: str) -> str:
-        place = next((origin[self.path[:n]] for n in range(len(self.path), 0, -1) if self.path[:n] in origin), file)
+        above = (origin[self.path[:n]] for n in range(len(self.path), 0, -1) if self.path[:n] in origin)
+        below = (place for path, place in origin.items() if self.path and path[: len(self.path)] == self.path)
+        place = next(above, next(below, file))
         key = _dotted(self.path)
         if self.kind == "extra_forbidden":
             return f"{place}: {key} is not known{_nearest(self.path, raw)}"

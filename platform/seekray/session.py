@@ -71,6 +71,7 @@ class Session:
         self._batch: Batch | None = None
         self._parts: list[Tensor] = []  # row numbers of the step's parts so far
         self._losses: Tensor | None = None  # of the parts so far
+        self._messages: dict[int, Tensor] = {}
         self._pending: tuple[Tensor, list[Tensor], str] | None = None
         self.where: Callable[[], str] = lambda: ""
         precision = training.precision
@@ -118,7 +119,11 @@ class Session:
     def _reduce(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
         """Sum gradients over ranks in one message, with the loss at its end so that all ranks see a NaN."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([*(g.reshape(-1) for g in grads), loss.reshape(1).to(grads[0].dtype)])
+        parts = [*(g.reshape(-1) for g in grads), loss.reshape(1).to(grads[0].dtype)]
+        flat = self._messages.get(id(parameters[0]))
+        if flat is None:  # kept: fresh memory of this size costs as much as the message
+            flat = self._messages[id(parameters[0])] = torch.empty_like(torch.cat(parts))
+        torch.cat(parts, out=flat)
         dist.all_reduce(flat)
         offset = 0
         for parameter, grad in zip(parameters, grads, strict=True):

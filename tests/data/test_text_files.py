@@ -71,6 +71,11 @@ class TestCsv:
         assert len(found) == 2000
         assert found[-1] == {"n": 1999, "text": 'line one\nline, "two" 1999'}
 
+    def test_a_row_longer_than_a_block(self, tmp_path: Path) -> None:
+        long = "x" * (3 << 20)
+        path = write(tmp_path / "t.csv", f'n,text\n1,short\n2,"{long}"\n3,\n')
+        assert [(r["n"], len(r["text"] or "")) for r in rows(source_of(path))] == [(1, 5), (2, 3 << 20), (3, 0)]
+
     def test_missing_values_and_codes(self, tmp_path: Path) -> None:
         path = write(tmp_path / "t.csv", "zip,n,s\n02134,NA,a\n10001,1,\n,NaN,null\n")
         assert source_of(path).table().to_pylist() == [

@@ -15,14 +15,17 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 
-from seekray.data.columns import listed
+from seekray.data.columns import listed, missing_column
 from seekray.data.parse import NUMBER, shown
 from seekray.data.source import BATCH_ROWS, Source, Types, reading
 from seekray.errors import DataError
 
 HEAD = 1 << 20
-BLOCK = 16 << 20
-SMALL_BLOCK = 1 << 20
+BLOCK = 8 << 20
+# For whole tables: a block and its numbers stay in a core's cache.
+SMALL_BLOCK = 1 << 19
+# For rows longer than that.
+LARGE_BLOCK = 256 << 20
 # Up to here a stream of batches is cut from the whole table; beyond, memory stays at a few blocks.
 WHOLE = 128 << 20
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
@@ -158,8 +161,14 @@ class CsvSource(Source):
         self._rows = sum(t.num_rows for t in found)
         return found[0] if len(found) == 1 else pa.concat_tables(found, promote_options="permissive")
 
-    def _read(self, path: str, names: list[str], before: int, types: dict[str, Any]) -> pa.Table:
-        read = pacsv.ReadOptions(block_size=SMALL_BLOCK, use_threads=True)
+    def names(self, columns: Sequence[str] | None) -> list[str]:
+        if columns is not None and (absent := [c for c in columns if c not in self._names]):
+            raise missing_column(absent[0], self._names)
+        return list(self._names if columns is None else columns)
+
+    def _read(self, path: str, names: list[str], before: int, types: dict[str, Any], block: int | None = None) -> pa.Table:
+        block = block or SMALL_BLOCK
+        read = pacsv.ReadOptions(block_size=block, use_threads=True)
         options = self._options(names, types)
         try:
             with self._open(path) as stream:
@@ -167,11 +176,13 @@ class CsvSource(Source):
         except pa.ArrowInvalid as error:
             if CONVERSION.search(str(error)) and types:
                 # What was asked for does not fit all rows.
-                return self._read(path, names, before, {})
+                return self._read(path, names, before, {}, block)
+            if "straddl" in str(error) and block < LARGE_BLOCK:
+                return self._read(path, names, before, types, LARGE_BLOCK)
             if not WRONG_WIDTH.search(str(error)):
                 raise
         # Only one thread knows row numbers.
-        read = pacsv.ReadOptions(block_size=SMALL_BLOCK, use_threads=False)
+        read = pacsv.ReadOptions(block_size=block, use_threads=False)
         with self._malformed(before) as handler, self._open(path) as stream:
             return pacsv.read_csv(stream, read, self._parse(handler), options)
 
@@ -209,7 +220,7 @@ class CsvSource(Source):
         before = 0
         for path in self.paths:
             with reading(path, "CSV"), self._malformed(before) as handler, self._open(path) as stream:
-                read = pacsv.ReadOptions(block_size=SMALL_BLOCK, use_threads=not self._skip)
+                read = pacsv.ReadOptions(block_size=BLOCK, use_threads=not self._skip)
                 parse = self._parse(handler if self._skip else None)
                 with pacsv.open_csv(stream, read, parse, self._options(names, known)) as reader:
                     for batch in reader:
