@@ -142,7 +142,7 @@ def test_other_tasks_have_their_columns(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_put_aside_and_neighbours_unharmed(bundle: Path, tmp_path: Path, expected: pa.Table) -> None:
-    bad = {7: "oops", 8: "1,5", 2600: "n/a?", ROWS - 1: "x"}
+    bad = {7: "oops", 8: "1,5", 150: "?", 2600: "n/a?", ROWS - 1: "x"}
     lines = ["id,size,count,colour"]
     for i, row in enumerate(table().to_pylist()):
         lines.append(
@@ -157,7 +157,7 @@ def test_bad_rows_are_put_aside_and_neighbours_unharmed(bundle: Path, tmp_path: 
     done = predict(bundle, Data(source=str(source)), str(out), part_rows=1000)
     assert (done["rows"], done["rejected"]) == (ROWS - len(bad), len(bad) + 1)
     aside = [json.loads(line) for line in (tmp_path / "out.parquet.rejected.jsonl").read_text().splitlines()]
-    assert [a["row"] for a in aside] == [7, 8, 100, 2601, ROWS]
+    assert [a["row"] for a in aside] == [7, 8, 100, 151, 2601, ROWS]
     assert "'oops'" in aside[0]["reason"]
     assert "size" in aside[0]["reason"]
     assert "row" not in aside[0]["reason"]
@@ -336,6 +336,23 @@ def test_over_ray_answers_and_rejects_are_the_same(bundle: Path, tmp_path: Path,
     assert (tmp_path / "0.parquet.rejected.jsonl").read_text() == (tmp_path / "2.parquet.rejected.jsonl").read_text()
     assert seen[-1] == ROWS
     assert seen == sorted(seen[:50]) + sorted(seen[50:])
+
+
+@pytest.mark.ray
+def test_over_ray_a_slow_part_does_not_change_the_order(tmp_path: Path, ray_cluster: None) -> None:
+    from PIL import Image
+
+    for label in ("a", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+    for i in range(24):  # the first part takes a hundred times as long as the others
+        side = 3000 if i < 4 else 8
+        Image.new("RGB", (side, side), (i, 9 * i, 0)).save(tmp_path / "images" / ("a" if i < 12 else "b") / f"{i:02}.jpg")
+    source = Data(source=str(tmp_path / "images"), target="label", features={"image": {"size": (8, 8)}}, key=("path",))
+    images = make_bundle(tmp_path, open_source(source).table(), source)
+    asked = Data(source=str(tmp_path / "images"))
+    predict(images, asked, str(tmp_path / "out.jsonl"), workers=2, part_rows=4)
+    found = [json.loads(line)["path"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [name[-6:-4] for name in found] == [f"{i:02}" for i in range(24)]
 
 
 @pytest.mark.ray

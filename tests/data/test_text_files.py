@@ -108,6 +108,17 @@ class TestCsv:
         assert len(rows(source)) == 3010
         assert [(m["row"], m["value"]) for m in source.malformed] == [(3000, "1,2,3"), (3011, "7")]
 
+    @pytest.mark.parametrize("blocks", [False, True])
+    def test_row_numbers_go_on_over_files(self, tmp_path: Path, blocks: bool, request: pytest.FixtureRequest) -> None:
+        if blocks:
+            request.getfixturevalue("small_blocks")
+        write(tmp_path / "1.csv", "a,b\n1\n1,2\n1,2\n")
+        write(tmp_path / "2.csv", "a,b\n1,2\n1,2,3\n1,2\n")
+        write(tmp_path / "3.csv", "a,b\n1,2\n1,2,3\n")
+        source = source_of(tmp_path, on_bad_row="skip")
+        assert len(rows(source)) == 5
+        assert [m["row"] for m in source.malformed] == [0, 4, 7]
+
     def test_several_files(self, tmp_path: Path, small_blocks: None) -> None:
         write(tmp_path / "1.csv", "a,b\n1,x\n")
         write(tmp_path / "2.csv", "a,b\n2.5,y\n")
@@ -127,6 +138,14 @@ class TestJson:
         assert last == {"a": 1.5, "b": "x", "late": True}
         assert rows(source, ["a", "b", "late"])[0] == {"a": 0.0, "b": "0", "late": None}
         assert len({b.schema for b in source.batches(["a", "b"])}) == 1
+
+    def test_row_numbers_in_small_blocks(self, tmp_path: Path, small_blocks: None) -> None:
+        path = write(tmp_path / "t.jsonl", '{"a": 1}\n' * 3000 + "no\n" + '{"a": 1}\n' * 1000 + "[]\n")
+        with pytest.raises(DataError, match="row 3000: not JSON"):
+            rows(source_of(path))
+        source = source_of(path, on_bad_row="skip")
+        assert len(rows(source)) == 4000
+        assert [m["row"] for m in source.malformed] == [3000, 4001]
 
     def test_mixed_within_a_block(self, tmp_path: Path) -> None:
         path = write(tmp_path / "t.jsonl", '{"a": 1, "b": true}\n{"a": "x", "b": null}\n{"a": 2.5}\n')

@@ -219,15 +219,16 @@ class CsvSource(Source):
         self.malformed.clear()
         before = 0
         for path in self.paths:
+            seen = 0
             with reading(path, "CSV"), self._malformed(before) as handler, self._open(path) as stream:
                 read = pacsv.ReadOptions(block_size=BLOCK, use_threads=not self._skip)
                 parse = self._parse(handler if self._skip else None)
                 with pacsv.open_csv(stream, read, parse, self._options(names, known)) as reader:
                     for batch in reader:
-                        before += batch.num_rows
+                        seen += batch.num_rows
                         for start in range(0, batch.num_rows, BATCH_ROWS):
                             yield batch.slice(start, BATCH_ROWS)
-            before += sum(1 for m in self.malformed if m["row"] >= before)
+            before += seen + sum(1 for m in self.malformed if m["row"] >= before)
 
     def _whole_types(self, names: list[str], types: dict[str, Any]) -> dict[str, Any]:
         """Types that hold for all rows, by a pass over the files that begins again where one does not."""

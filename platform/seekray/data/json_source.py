@@ -77,11 +77,14 @@ class JsonSource(Source):
     def _whole_schema(self) -> pa.Schema:
         if self._whole is None:
             found: list[pa.Schema] = []
+            row = 0
             for path in self.paths:
                 with reading(path, "JSON lines"):
                     for block in self._blocks(path, BLOCK):
-                        schema = self._parse(block, None, 0, []).schema
-                        found = [schema] if not found else [_unified(found[0], schema)]
+                        malformed: list[dict[str, Any]] = []
+                        table = self._parse(block, None, row, malformed)
+                        row += table.num_rows + len(malformed)
+                        found = [_unified(found[0], table.schema) if found else table.schema]
             self._whole = found[0] if found else self.schema
         return self._whole
 

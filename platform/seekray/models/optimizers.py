@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from seekray.models.eager import without_compiler
+
 if TYPE_CHECKING:
     from seekray.config import Schedule, Training
 
@@ -24,9 +26,11 @@ def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
     groups = [g for g in groups if g["params"]]
     fused = training.fused if training.fused is not None else all(p.is_cuda or p.device.type == "cpu" for p in parameters)
     if training.optimizer == "sgd":
-        return SGD(groups, lr=training.lr, momentum=training.momentum, fused=fused)
+        sgd: Optimizer = without_compiler(SGD)(groups, lr=training.lr, momentum=training.momentum, fused=fused)
+        return sgd
     kind = AdamW if training.optimizer == "adamw" else Adam
-    return kind(groups, lr=training.lr, fused=fused)
+    adam: Optimizer = without_compiler(kind)(groups, lr=training.lr, fused=fused)
+    return adam
 
 
 class LearningRate:
