@@ -339,8 +339,14 @@ def test_over_ray_answers_and_rejects_are_the_same(bundle: Path, tmp_path: Path,
 
 
 @pytest.mark.ray
-def test_over_ray_a_slow_part_does_not_change_the_order(tmp_path: Path, ray_cluster: None) -> None:
+def test_over_ray_a_slow_part_does_not_change_the_order(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
+    from ray.data import DataContext
+
+    # Both actors are there from the first part on.
+    monkeypatch.setattr(DataContext.get_current(), "wait_for_min_actors_s", 120)
 
     for label in ("a", "b"):
         (tmp_path / "images" / label).mkdir(parents=True)

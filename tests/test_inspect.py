@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -30,9 +31,7 @@ from seekray.data.options import Data
 from seekray.data.prepare import prepare
 from seekray.errors import DataError, UserError
 from seekray.experiment_file import load, validate
-from seekray.inspect import checks, place, sampling, services
-from seekray.inspect import doctor as doctor_room
-from seekray.inspect import dry_run as dry_run_room
+from seekray.inspect import checks, health, place, plan, sampling, services
 from seekray.inspect.ask_cluster import Cluster, Node, ask
 from seekray.inspect.init_file import scalar
 from seekray.inspect.probe import probe
@@ -115,7 +114,7 @@ def test_init_writes_a_commented_file_that_says_what_it_guessed(here: Path) -> N
     assert experiment.register_as == "houses"
     assert experiment.resources.workers == 0
     assert "Ray Train" in text
-    assert "rooms: numeric      # UNSURE: whole numbers" in text
+    assert re.search(r"rooms: numeric +# UNSURE: whole numbers", text)
     told = inspect.init_text(found)
     for word in ("rooms", "owner", "empty", "country", "built", "id"):
         assert any(u.startswith(f"{word}:") for u in found["unsure"]), word
@@ -291,8 +290,8 @@ def test_a_large_file_is_not_read_whole(here: Path, monkeypatch: pytest.MonkeyPa
     size = (here / "large.csv").stat().st_size
     monkeypatch.setattr(sampling, "WHOLE_BYTES", size // 4)
     monkeypatch.setattr(sampling, "HEAD_BYTES", size // 8)
-    monkeypatch.setattr(dry_run_room, "EXACT_BYTES", size // 4)
-    monkeypatch.setattr(dry_run_room, "prepare", lambda *a: pytest.fail("read whole"))
+    monkeypatch.setattr(plan, "EXACT_BYTES", size // 4)
+    monkeypatch.setattr(plan, "prepare", lambda *a: pytest.fail("read whole"))
     found = inspect.dry_run(flowers(data={"source": "large.csv"}))
     assert found["data"]["estimated"]
     assert found["data"]["rows"] == pytest.approx(rows, rel=0.05)
@@ -478,8 +477,8 @@ def test_a_look_that_hangs_or_fails_does_not_stop_the_doctor(where: Settings, mo
         time.sleep(60)
         return []
 
-    monkeypatch.setattr(doctor_room, "ALL", (("a", fails), ("b", hangs), ("c", checks.shared_memory)))
-    monkeypatch.setattr(doctor_room, "BUDGET_S", 0.5)
+    monkeypatch.setattr(health, "ALL", (("a", fails), ("b", hangs), ("c", checks.shared_memory)))
+    monkeypatch.setattr(health, "BUDGET_S", 0.5)
     began = time.monotonic()
     found = inspect.doctor(where)["checks"]
     assert time.monotonic() - began < 20

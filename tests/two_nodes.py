@@ -216,6 +216,7 @@ def _network() -> Iterator[tuple[str, tuple[str, str], tuple[str, str]]]:
         yield f"{net}.254", spaces, (f"{net}.1", f"{net}.2")
     finally:
         for space in spaces:
+            subprocess.run(["ip", "link", "del", f"{space}o"], capture_output=True, check=False)
             subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
         subprocess.run(["ip", "link", "del", bridge], capture_output=True, check=False)
 

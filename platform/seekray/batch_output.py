@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from seekray.data.values import json_value
-from seekray.errors import UserError
+from seekray.errors import SeekrayError, UserError
 from seekray.storage import Storage, filesystem
 
 KINDS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -214,7 +214,7 @@ class FileOutput:
         else:
             self._beside = Path(tempfile.mkdtemp(prefix="seekray-predict-")) / "out"
         self._rejects = self._beside.with_name(self._beside.name + ".rejected")
-        self._schema, self._kind = schema, kind
+        self._schema, self._kind, self._last = schema, kind, -1
         self._start()
 
     def _start(self) -> None:
@@ -230,6 +230,9 @@ class FileOutput:
         return {}
 
     def write(self, part: PartResult) -> None:
+        if part.index <= self._last:
+            raise SeekrayError(f"part {part.index} came after part {self._last}: the answers would not be in the input's order")
+        self._last = part.index
         if self._writer is not None:
             self._writer.write_table(pa.ipc.open_stream(part.data).read_all())
         else:

@@ -54,10 +54,12 @@ def fit_columns(
     examples: the columns as they came, for the features' example values. Raises DataError.
     """
     warnings: list[str] = []
+    constant: list[str] = []
     features = []
     for name, kind in kinds.items():
         options = (data.features or {}).get(name) or FeatureOptions()
         feature, notes = _fit_feature(name, kind, columns[name], (examples or columns)[name], options)
+        constant += [name for note in notes if note.startswith("is constant")]
         warnings += [f"feature {name!r} {note}" for note in notes]
         features.append(feature)
     if not features:
@@ -74,7 +76,16 @@ def fit_columns(
         target_std=targets.target_std,
         rows=len(columns[features[0].name]),
     )
-    return schema, warnings + notes
+    return schema, _together(warnings, constant) + notes
+
+
+def _together(warnings: list[str], constant: list[str]) -> list[str]:
+    """One line for all constant columns where there are several."""
+    if len(constant) < 2:
+        return warnings
+    shown = ", ".join(constant[:5]) + (f" and {len(constant) - 5} more" if len(constant) > 5 else "")
+    others = [w for w in warnings if " is constant" not in w]
+    return [*others, f"{len(constant)} features are constant on the training rows and contribute nothing: {shown}"]
 
 
 def fit(table: pa.Table, data: Data, task: str) -> FeatureSchema:

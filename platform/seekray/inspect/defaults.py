@@ -39,7 +39,7 @@ def _linear(rows: int, task: str, shape: Shape) -> Defaults:
         validation=0.0,
         model={"hidden_size": "[]"},
         training={
-            "epochs": "150" if rows <= TINY_ROWS else "100",
+            "epochs": "300" if rows <= TINY_ROWS else "100",
             "batch_size": "32",
             "optimizer": "adamw",
             "lr": "0.01",

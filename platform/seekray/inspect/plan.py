@@ -173,9 +173,9 @@ def _model(experiment: Experiment, read: Read, refused: list[str]) -> dict[str, 
         try:
             with torch.device("meta"):
                 modules = family.build(experiment.model, read.schema)
-        except (NotImplementedError, RuntimeError):
+        except (NotImplementedError, RuntimeError):  # a family that computes while it builds
             modules = family.build(experiment.model, read.schema)
-    except ValueError as error:
+    except (ValueError, SeekrayError) as error:
         refused.append(str(error))
         return None
     parameters = sum(p.numel() for m in modules.values() for p in m.parameters())
