@@ -351,8 +351,8 @@ def test_over_ray_a_slow_part_does_not_change_the_order(
     for label in ("a", "b"):
         (tmp_path / "images" / label).mkdir(parents=True)
     for i in range(24):  # the first part takes a hundred times as long as the others
-        side = 3000 if i < 4 else 8
-        Image.new("RGB", (side, side), (i, 9 * i, 0)).save(tmp_path / "images" / ("a" if i < 12 else "b") / f"{i:02}.jpg")
+        side = 4000 if i < 4 else 8
+        Image.new("RGB", (side, side), (i, 9 * i, 0)).save(tmp_path / "images" / ("a" if i < 12 else "b") / f"{i:02}.png")
     source = Data(source=str(tmp_path / "images"), target="label", features={"image": {"size": (8, 8)}}, key=("path",))
     images = make_bundle(tmp_path, open_source(source).table(), source)
     asked = Data(source=str(tmp_path / "images"))

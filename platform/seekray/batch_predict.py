@@ -224,8 +224,7 @@ def _over_ray(
     # What waits in the object store, whatever its size: some parts read, some answered, for each actor.
     waiting = (4 + 4 * workers) * PART_BYTES
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
-    for name in ("ray.data", "ray.data.dataset"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces its plan and its progress bars' absence
     with DataContext.current(context):
         parts = read_datasource(Parts(), override_num_blocks=1, num_cpus=0).map_batches(
             Worker,

@@ -20,6 +20,7 @@ import os
 from typing import Any
 from unittest import mock
 
+import psutil
 import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
@@ -56,6 +57,15 @@ def _nothing(*_: Any) -> None:
     return None
 
 
+def use_node_interface() -> None:
+    """Runs on each worker, before its process group: Gloo otherwise listens at the address that the machine's
+    name resolves to, which on Debian is a loopback (127.0.1.1) that the other nodes cannot reach."""
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.address == address for a in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
 class _Group(worker_group.WorkerGroup):  # type: ignore[misc]
     @staticmethod
     def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
@@ -63,6 +73,7 @@ class _Group(worker_group.WorkerGroup):  # type: ignore[misc]
         return dict(custom_runtime_env)
 
     def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+        ray.get([worker.actor.execute.remote(use_node_interface) for worker in workers])
         # As upstream, but without controller_actor: the driver is no actor.
         ray.get(
             [

@@ -31,9 +31,10 @@ def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted."""
     from seekray.errors import SeekrayError
 
+    sys.path.insert(0, os.getcwd())  # for `family: mymodule:MyFamily` beside the experiment
     try:
-        app(standalone_mode=False, prog_name="seekray")
-        code = 0
+        result = app(standalone_mode=False, prog_name="seekray")  # gives the code of a typer.Exit back
+        code = result if isinstance(result, int) else 0
     except SeekrayError as error:
         print(f"error: {error.message}", file=sys.stderr)
         code = error.exit_code

@@ -35,8 +35,12 @@ def submit(
 
     job = submission.submit(verb, file, context.args, address=address, ship_data=ship_data, say=note)
     if wait:
-        for text in submission.follow(job["job_id"], address):
-            note(text.rstrip("\n"))
+        try:
+            for text in submission.follow(job["job_id"], address):
+                note(text.rstrip("\n"))
+        except KeyboardInterrupt:
+            note(f"the job goes on; `seekray jobs logs {job['job_id']} --follow` or `seekray jobs stop {job['job_id']}`")
+            raise
         job = submission.info(job["job_id"], address)
     out(job, json, lambda: f"{job['job_id']}  {job['status']}")
     raise typer.Exit(job.get("exit_code") or 0)
