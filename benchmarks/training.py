@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def plain(x: torch.Tensor, y: torch.Tensor, steps: int, batch: int = BATCH) -> f
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sizes = [FEATURES, HIDDEN, HIDDEN, HIDDEN]
-    layers = [m for a, b in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(a, b), nn.ReLU())]
+    layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
     net = nn.Sequential(*layers, nn.Linear(HIDDEN, CLASSES))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
     order = torch.randperm(len(x))

@@ -60,12 +60,12 @@ def test_a_nan_in_any_part_stops_before_the_step(tmp_path: Path, bad: int) -> No
     model, session = nn.Linear(1, 1), _session(tmp_path)
     session.where = lambda: "at step 7 (learning rate 0.5)"
     _backward(session, model, _batch(torch.arange(90, 95), 5, True))
+    parts = [_batch(torch.tensor([part, part + 10]), 6, part == 2) for part in range(3)]
+    parts[bad].inputs["dense"][1] = float("inf")
+    assert not _backward(session, model, parts[0])
+    assert not _backward(session, model, parts[1])
     with pytest.raises(DivergedError) as caught:
-        for part in range(3):
-            batch = _batch(torch.tensor([part, part + 10]), 6, part == 2)
-            if part == bad:
-                batch.inputs["dense"][1] = float("inf")
-            _backward(session, model, batch)
+        _backward(session, model, parts[2])
     assert "at step 7 (learning rate 0.5)" in caught.value.message
     assert "rows of the batch: 0, 1, 2, 10, 11, 12." in caught.value.message  # those of this step, of all parts
     assert "training.lr" in caught.value.message

@@ -157,7 +157,9 @@ def test_a_training_prints_little_on_a_terminal(home: Path, tmp_path: Path) -> N
 @pytest.mark.e2e
 def test_without_a_terminal_there_is_one_document_and_plain_lines(home: Path, tmp_path: Path) -> None:
     given = experiment(write_table(tmp_path / "table.csv"))
-    done = subprocess.run([SEEKRAY, "train", str(_file(tmp_path, given)), "--json"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [SEEKRAY, "train", str(_file(tmp_path, given)), "--json"], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(found) == {"run_id", "bundle", "model", "version", "metrics"}
@@ -174,7 +176,9 @@ def test_without_a_terminal_there_is_one_document_and_plain_lines(home: Path, tm
 @pytest.mark.e2e
 def test_a_run_that_diverges_is_marked_failed(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = experiment(
-        write_table(tmp_path / "table.csv"), "regression", training={"optimizer": "sgd", "lr": 1e30, "max_steps": 9, "epochs": None}
+        write_table(tmp_path / "table.csv"),
+        "regression",
+        training={"optimizer": "sgd", "lr": 1e30, "max_steps": 9, "epochs": None},
     )
     with pytest.raises(DivergedError) as caught:
         trainer.train(given, settings(), progress=Progress())

@@ -31,7 +31,7 @@ def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted."""
     from seekray.errors import SeekrayError
 
-    sys.path.insert(0, os.getcwd())  # for `family: mymodule:MyFamily` beside the experiment
+    sys.path.append(os.getcwd())  # for `family: mymodule:MyFamily` beside the experiment
     try:
         result = app(standalone_mode=False, prog_name="seekray")  # gives the code of a typer.Exit back
         code = result if isinstance(result, int) else 0
