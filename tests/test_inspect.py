@@ -33,6 +33,7 @@ from seekray.errors import DataError, UserError
 from seekray.experiment_file import load, validate
 from seekray.inspect import checks, health, place, plan, sampling, services
 from seekray.inspect.ask_cluster import Cluster, Node, ask
+from seekray.inspect.defaults import choose
 from seekray.inspect.init_file import scalar
 from seekray.inspect.probe import probe
 from seekray.inspect.task import guess_task
@@ -230,6 +231,11 @@ def test_the_probe_tells_lines_from_curves() -> None:
     bent = pa.table(base | {"y": np.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2] + 0.1 * rng.normal(size=300)})
     data = Data(source="-", target="y", features={n: {"kind": "numeric"} for n in base})  # type: ignore[dict-item]
     line, curve = probe(straight, data, "regression"), probe(bent, data, "regression")
+    assert choose(300, "regression", line).model == {"hidden_size": "[]"}
+    assert choose(9000, "regression", line).model == {"hidden_size": "[]"}
+    assert choose(300, "regression", curve).model["hidden_size"] == "[128, 128]"
+    assert choose(9000, "regression", curve).training["early_stopping"]
+    assert choose(100_000, "classification", None).model["hidden_size"] == "[256, 256]"
     assert line.linear > 0.9
     assert line.curved - line.linear < 0.01
     assert curve.curved - curve.linear > 0.3
@@ -580,7 +586,7 @@ def test_something_that_is_no_ray_is_told(where: Settings, server: Callable[[str
     url = server("")
     assert "dashboard" in ask(Address(url), 5).error
     assert ask(Address("nonsense"), 5).error.startswith("nonsense is not an address")
-    told = ask(Address(url.removeprefix("http://")), 5)
+    told = ask(Address(url.removeprefix("http://")), 1)
     assert told.error
     assert told.nodes == []
 

@@ -1,9 +1,10 @@
-"""What the drivers share: errors become one line and an exit code."""
+"""What the drivers share: errors become one line and an exit code; rows done become a line that moves."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -22,3 +23,20 @@ def exit_with(main: Callable[[], None]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+class RowProgress:
+    """Rows done on stderr: one line that moves on a terminal, else a line every ten seconds."""
+
+    def __init__(self, terminal: bool) -> None:
+        self._terminal, self._began, self._said = terminal, time.monotonic(), time.monotonic()
+
+    def __call__(self, rows: int, total: int | None) -> None:
+        now = time.monotonic()
+        if now - self._said < (0.2 if self._terminal else 10) and rows != total:
+            return
+        self._said = now
+        share = f" of {total:,} ({rows / total:.0%})" if total else ""
+        text = f"{rows:,} rows{share}, {rows / max(1e-9, now - self._began):,.0f} rows/s"
+        end = "" if self._terminal and rows != total else "\n"
+        print(f"\r{text}" if self._terminal else text, end=end, file=sys.stderr, flush=True)

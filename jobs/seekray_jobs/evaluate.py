@@ -40,11 +40,6 @@ def run(
     return found
 
 
-def text(found: dict[str, Any]) -> str:
-    """What a terminal shows."""
-    return evaluation.as_text(found)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of a job."""
     parser = argparse.ArgumentParser(prog="seekray_jobs.evaluate", description=__doc__)

@@ -6,7 +6,6 @@ import argparse
 import functools
 import json
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from seekray.data.options import Data
 from seekray.log import configure
 from seekray.model_ref import resolve
 from seekray.settings import settings
-from seekray_jobs.driver import exit_with
+from seekray_jobs.driver import RowProgress, exit_with
 
 
 def run(model: str, data: str, out: str, *, address: str | None = None, workers: int | None = None) -> dict[str, Any]:
@@ -24,25 +23,8 @@ def run(model: str, data: str, out: str, *, address: str | None = None, workers:
     found = resolve(model, settings())
     connect = functools.partial(cluster.connect, settings(), None, address)
     return batch_predict.predict(
-        found.bundle, Data(source=data), out, workers=workers, connect=connect, progress=Progress(sys.stderr.isatty())
+        found.bundle, Data(source=data), out, workers=workers, connect=connect, progress=RowProgress(sys.stderr.isatty())
     )
-
-
-class Progress:
-    """Rows done on stderr: one line that moves on a terminal, else a line every ten seconds."""
-
-    def __init__(self, terminal: bool) -> None:
-        self._terminal, self._began, self._said = terminal, time.monotonic(), time.monotonic()
-
-    def __call__(self, rows: int, total: int | None) -> None:
-        now = time.monotonic()
-        if now - self._said < (0.2 if self._terminal else 10) and rows != total:
-            return
-        self._said = now
-        share = f" of {total:,} ({rows / total:.0%})" if total else ""
-        text = f"{rows:,} rows{share}, {rows / max(1e-9, now - self._began):,.0f} rows/s"
-        end = "" if self._terminal and rows != total else "\n"
-        print(f"\r{text}" if self._terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

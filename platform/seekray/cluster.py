@@ -44,7 +44,7 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
     place = find(settings, address)
     if place is None:
         # ray.init turns token authentication on by itself.
-        environment = private_ray_environment() | STAY_ON_LOOPBACK
+        environment = private_ray_environment(preload=resources is not None) | STAY_ON_LOOPBACK
     elif place.token_file:
         environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": place.token_file} | STAY_ON_LOOPBACK
     else:

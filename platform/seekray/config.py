@@ -238,6 +238,10 @@ class Experiment(Strict):
                 f"training.batch_size ({self.training.batch_size}) is global and below "
                 f"resources.workers ({self.resources.span[1]}); each worker needs a row"
             )
+        if self.data.features is not None:
+            read = {*self.data.features, *self.data.key, *self.data.targets, self.data.split.by}
+            if unread := [name for name in self.report.by if name not in read]:
+                raise ValueError(f"report.by: {', '.join(unread)} is not read; add it to data.key or data.features")
         family.check(self.model, self.task, self.data, self.training)
         return self
 

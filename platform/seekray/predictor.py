@@ -59,7 +59,9 @@ class Predictor:
         self.sample_answers: dict[str, list[Any]] = sample.get("answers", {})
         self._family = get_family(info["family"])
         self._device = torch.device(device)
-        self._modules = {k: m.eval().requires_grad_(False).to(self._device) for k, m in modules.items()}
+        # On a CPU in float64: float32 answers differ by more than 1e-6 with the size of the batch.
+        self._dtype = torch.float64 if self._device.type == "cpu" else torch.float32
+        self._modules = {k: m.eval().requires_grad_(False).to(self._device, self._dtype) for k, m in modules.items()}
         self._names = [str(c) for c in schema.classes] if schema.classes else []
 
     @classmethod
@@ -82,8 +84,11 @@ class Predictor:
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs (B, C): one forward pass over all rows given."""
         with torch.inference_mode():
-            moved = {k: v.to(self._device) for k, v in inputs.items()} if self._device.type != "cpu" else dict(inputs)
+            moved = {k: self._typed(v) for k, v in inputs.items()}
             return self._family.predict(self._modules, moved).cpu()
+
+    def _typed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
 
     def decode(self, outputs: Tensor) -> Prediction:
         """Answers from outputs (B, C)."""

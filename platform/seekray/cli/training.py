@@ -71,10 +71,11 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Metrics of a model on data, with 95 % bootstrap intervals, plots and a table by group."""
+    from seekray.evaluation import as_text
     from seekray_jobs import evaluate as job
 
     found = job.run(model, data, by=by or [], compare=compare, out=out_dir)
-    out(found, json, lambda: job.text(found))
+    out(found, json, lambda: as_text(found))
 
 
 def predict(

@@ -98,11 +98,12 @@ class TableBatches:
         order = self._order()
         while self.step < self.steps_per_epoch:
             index = order[self.step * self.batch_size : (self.step + 1) * self.batch_size]
-            mine = index[self._rank :: self._world_size]
             self.step += 1
-            parts = mine.tensor_split(self._parts) if self._parts > 1 else (mine,)
+            # Parts are cut before ranks, so that a part holds the same rows whatever the number of workers.
+            parts = index.tensor_split(self._parts) if self._parts > 1 else (index,)
             for number, part in enumerate(parts):
-                yield self._batch(part, len(index), number == len(parts) - 1)
+                mine = part[self._rank :: self._world_size]
+                yield self._batch(mine, len(index), number == len(parts) - 1)
         self.epoch, self.step = self.epoch + 1, 0
 
     def _batch(self, index: Tensor, global_rows: int, last: bool) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -62,12 +62,27 @@ class ParquetSource(FileSource):
     def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         names = self.names(columns)
         schema = plain_schema(self.schema, names)
+        import pyarrow.dataset as pads
+        import pyarrow.parquet as pq
+
         with reading(self._where, "Parquet"):
-            # Few batches ahead: the default holds hundreds of MB of a wide table.
-            ahead = {"batch_size": BATCH_ROWS, "batch_readahead": 4, "fragment_readahead": 2}
-            for batch in self._dataset.to_batches(columns=names, **ahead):
-                if batch.num_rows:
-                    yield plain(batch, schema)
+            # Not the dataset's scanner: it keeps the bytes of the file that it has read.
+            for fragment in self._dataset.get_fragments():
+                constants = pads.get_partition_keys(fragment.partition_expression)
+                with self._fs.open_input_file(fragment.path) as stream:
+                    file = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+                    there = [n for n in names if n in file.schema_arrow.names]
+                    for batch in file.iter_batches(BATCH_ROWS, columns=there):
+                        found = dict(zip(there, batch.columns, strict=True))
+                        arrays = [_column(found, constants, n, schema, batch.num_rows) for n in names]
+                        yield plain(pa.RecordBatch.from_arrays(arrays, names=names), schema)
+
+
+def _column(found: Mapping[str, Any], constants: Mapping[str, Any], name: str, schema: pa.Schema, rows: int) -> Any:
+    """A column of a file, of its folder's name, or of nulls where this file lacks it."""
+    if name in found:
+        return found[name]
+    return pa.repeat(pa.scalar(constants[name]), rows) if name in constants else pa.nulls(rows, schema.field(name).type)
 
 
 class ArrowSource(FileSource):

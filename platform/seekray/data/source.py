@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,14 @@ from seekray.errors import DataError, SeekrayError
 
 BATCH_ROWS = 65_536
 Types = Mapping[str, pa.DataType]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source. pyarrow's own FileInfo cannot be sent to another process."""
+
+    path: str
+    size: int
 
 
 class Source:

@@ -15,7 +15,7 @@ from seekray.data.files import ArrowSource, ImageSource, ParquetSource
 from seekray.data.json_source import JsonSource
 from seekray.data.options import Data
 from seekray.data.samples import Sample, sample
-from seekray.data.source import BATCH_ROWS, Source, Types, reading
+from seekray.data.source import BATCH_ROWS, Source, SourceFile, Types, reading
 from seekray.errors import DataError
 from seekray.storage import filesystem
 
@@ -85,7 +85,8 @@ def open_source(data: Data) -> Source:
     return source
 
 
-def _open(kind: str, data: Data, files: Any, infos: list[Any], root: str | None) -> Source:
+def _open(kind: str, data: Data, files: Any, found: list[Any], root: str | None) -> Source:
+    infos = [SourceFile(info.path, int(info.size or 0)) for info in found]
     skip = data.on_bad_row == "skip"
     delimiter = data.delimiter or ("\t" if _suffix(infos[0].path) == ".tsv" else None)
     readers: dict[str, Callable[[], Source]] = {

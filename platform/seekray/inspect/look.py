@@ -18,7 +18,7 @@ from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Rejects
 from seekray.data.targets import read_targets
 from seekray.errors import DataError, SeekrayError
-from seekray.inspect.defaults import SMALL_ROWS
+from seekray.inspect.defaults import PROBED_ROWS
 from seekray.inspect.probe import Shape, probe
 from seekray.inspect.sampling import Sample, take_sample
 from seekray.inspect.task import guess_task
@@ -85,7 +85,7 @@ def look(address: str, targets: Sequence[str]) -> Look:
         first = first or "a line with too few or too many values"
         unsure.append(f"{count:,} rows cannot be used ({first}); on_bad_row: skip leaves them out and lists them in a file")
     shape = None
-    if sample.whole and MIN_PROBE_ROWS <= table.num_rows <= SMALL_ROWS:
+    if sample.whole and MIN_PROBE_ROWS <= table.num_rows <= PROBED_ROWS:
         good = np.setdiff1d(np.arange(table.num_rows), list(bad))
         try:
             shape = probe(table.take(pa.array(good)), data, task)
