@@ -348,4 +348,4 @@ def test_evaluate_job_writes_plots_and_a_document(tmp_path: Path, home: Path) ->
         "evaluation.json",
     ]
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == json.loads(json.dumps(found))
-    assert "by city" in job.text(found)
+    assert "by city" in as_text(found)

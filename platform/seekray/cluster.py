@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 from seekray.config import Resources
@@ -72,9 +73,18 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
                 f"no Ray {where}: {str(error).splitlines()[0]}. Look at --address, RAY_ADDRESS and `seekray doctor`"
             ) from error
         try:
+            _keep_token_private()
             yield
         finally:
             ray.shutdown()
+
+
+def _keep_token_private() -> None:
+    """ray.init writes the user's token with the usual mode; whoever reads it can run code in Ray's processes."""
+    token = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
 
 
 def quiet() -> None:

@@ -101,6 +101,7 @@ def test_what_is_wrong_before_is_exit_code_2_without_a_job(head: Head, folder: P
     assert len(listed(head, folder)) == before
 
 
+@pytest.mark.slow
 def test_shipped_data_is_trained_on(head: Head, folder: Path) -> None:
     rows = "".join(f"{i},{i % 7},{3 * i + i % 7}\n" for i in range(200))
     (folder / "line.csv").write_text("a,b,y\n" + rows)
@@ -160,6 +161,7 @@ def _until(found: Any, timeout_s: float = 90) -> Any:
     return value
 
 
+@pytest.mark.slow
 def test_plain_ray_job_submit(head: Head, folder: Path) -> None:
     """Without our command line, with seekray installed on the cluster."""
     entry = ["python", "-m", "seekray_jobs.train", "examples/digits.yaml", "--set", "training.epochs=1"]

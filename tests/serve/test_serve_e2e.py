@@ -259,12 +259,14 @@ def _crash(settings: Settings) -> instance.Instance:
     running = instance.load(settings.home / "serve.json")
     assert running
     for pid in instance.pids(running.name):
-        if "gcs_server" in Path(f"/proc/{pid}/cmdline").read_text():
+        cmdline = Path(f"/proc/{pid}/cmdline")
+        if cmdline.exists() and "gcs_server" in cmdline.read_text():
             os.kill(pid, signal.SIGKILL)
     time.sleep(1)
     return running
 
 
+@pytest.mark.slow
 def test_up_holds_no_pipe(bundles, tmp_path):
     code = f"""
         from seekray.settings import read_settings
