@@ -224,9 +224,10 @@ def _network() -> Iterator[tuple[str, tuple[str, str], tuple[str, str]]]:
 def _on_node(space: str, command: str, env: Mapping[str, str], log: Path, timeout: float = 120) -> None:
     """Run in a namespace with /tmp and /dev/shm of its own, and without seekray's sources."""
     hide = " && ".join(f"mount -t tmpfs none {ROOT / part}" for part in ("platform", "jobs", "serve"))
-    script = (
-        f"mount -t tmpfs none /tmp && mount -t tmpfs none /dev/shm && {hide} && mkdir /tmp/home && cd /tmp/home && {command}"
-    )
+    disk = "mount -t tmpfs none /tmp"
+    if ROOT.is_relative_to("/tmp"):  # a checkout there keeps its environment
+        disk = f"mount --bind {ROOT} /mnt && {disk} && mkdir -p {ROOT} && mount --bind /mnt {ROOT}"
+    script = f"{disk} && mount -t tmpfs none /dev/shm && {hide} && mkdir /tmp/home && cd /tmp/home && {command}"
     with log.open("wb") as output:
         done = subprocess.run(
             ["ip", "netns", "exec", space, "unshare", "-m", "sh", "-c", script],

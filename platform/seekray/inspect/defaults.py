@@ -71,7 +71,7 @@ def _small(rows: int, task: str, shape: Shape | None) -> Defaults:
         model={
             "hidden_size": "[128, 128]",
             "activation": "silu",
-            "dropout": "0.1" if regression else "0.3",
+            "dropout": "0.1" if regression else "0.2",
             **({} if regression else {"label_smoothing": "0.1"}),
         },
         training={
@@ -79,7 +79,7 @@ def _small(rows: int, task: str, shape: Shape | None) -> Defaults:
             "batch_size": "32",
             "optimizer": "adamw",
             "lr": "0.003",
-            "weight_decay": "0.5" if regression else "0.1",
+            "weight_decay": "0.5",
             "schedule": "{kind: one-cycle}",
         },
         why_split=NO_VALIDATION,
