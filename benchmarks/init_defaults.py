@@ -2,7 +2,7 @@
 
     python benchmarks/init_defaults.py [--only NAME] [--jobs 2] [--json FILE]
 
-26 tables of 178 to 2,000 rows: real ones, and made ones that are linear or curved, clean or noisy,
+29 tables of 178 to 2,000 rows: real ones, and made ones that are linear or curved, clean or noisy,
 with few rows, many useless features or categories. 5 folds x 2 seeds, the same for all three.
 In each fold `init` sees the training rows alone; the file it writes is loaded and trained as it
 stands but for the split, which is the fold. Linear: logistic regression or ridge (scikit-learn's
@@ -75,6 +75,27 @@ def _moons(rows: int, noise: float, seed: int) -> Table:
     return _frame(x), _classes(y)
 
 
+def _rings(rows: int, seed: int) -> Table:
+    from sklearn.datasets import make_circles
+
+    x, y = make_circles(rows, noise=0.15, factor=0.5, random_state=seed)
+    return _frame(x), _classes(y)
+
+
+def _shells(rows: int, seed: int) -> Table:
+    """Three classes by the distance from the middle, in eight dimensions."""
+    from sklearn.datasets import make_gaussian_quantiles
+
+    x, y = make_gaussian_quantiles(n_samples=rows, n_features=8, n_classes=3, random_state=seed)
+    return _frame(x), _classes(y)
+
+
+def _corners(rows: int, seed: int) -> Table:
+    """Exclusive or of two thresholds, among twelve features."""
+    x = np.random.default_rng(seed).uniform(size=(rows, 12))
+    return _frame(x), np.where((x[:, 0] > 0.5) ^ (x[:, 1] > 0.3), "a", "b")
+
+
 def _linear(rows: int, features: int, useful: int, noise: float, seed: int) -> Table:
     from sklearn.datasets import make_regression
 
@@ -116,6 +137,9 @@ TABLES: dict[str, tuple[str, Callable[[], Table]]] = {
     "clusters 500 x 100": ("classification", lambda: _clusters(500, 100, 8, 2, 2, 6)),
     "moons 300": ("classification", lambda: _moons(300, 0.3, 7)),
     "moons 1000": ("classification", lambda: _moons(1000, 0.2, 8)),
+    "rings 400": ("classification", lambda: _rings(400, 111)),
+    "shells 600": ("classification", lambda: _shells(600, 112)),
+    "corners 500": ("classification", lambda: _corners(500, 114)),
     "mixed classes 400": ("classification", lambda: _mixed(400, 9, True)),
     "mixed classes 1500": ("classification", lambda: _mixed(1500, 10, True)),
     "diabetes": ("regression", lambda: _real("diabetes", False)),

@@ -118,6 +118,7 @@ def test_sync_brings_the_run_into_the_laptops_registry(
     assert sum(r["sent"] for r in json.loads(again.stdout)["runs"]) == 0
 
 
+@pytest.mark.slow
 def test_storage_on_a_nodes_own_disk_is_refused(cluster: Cluster, laptop: Path) -> None:
     env = cluster.laptop | {"SEEKRAY_STORAGE": "/tmp/seekray-storage"}
     done = seekray(*command(cluster, "resources.workers=2", "training.epochs=1"), cwd=laptop, env=env)

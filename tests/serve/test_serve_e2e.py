@@ -282,6 +282,7 @@ def test_up_holds_no_pipe(bundles, tmp_path):
         deploy.down(read_settings({"SEEKRAY_HOME": str(tmp_path)}))
 
 
+@pytest.mark.slow
 def test_plain_serve_deploy_takes_what_build_writes(bundles, tmp_path):
     """On a head without HAProxy, started by plain Ray: the front door forwards by itself."""
     port = free_port()
