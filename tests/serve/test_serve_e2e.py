@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -259,9 +260,9 @@ def _crash(settings: Settings) -> instance.Instance:
     running = instance.load(settings.home / "serve.json")
     assert running
     for pid in instance.pids(running.name):
-        cmdline = Path(f"/proc/{pid}/cmdline")
-        if cmdline.exists() and "gcs_server" in cmdline.read_text():
-            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # it may have ended meanwhile
+            if "gcs_server" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
     time.sleep(1)
     return running
 
