@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class SourceFile:
     size: int
 
 
-class Source:
+class Source(ABC):
     """Rows of a sample, a file or a folder.
 
     description: what it is (of a sample: where it comes from and its licence). paths: its files.
@@ -41,9 +42,9 @@ class Source:
         self.warnings: list[str] = []
 
     @property
+    @abstractmethod
     def schema(self) -> pa.Schema:
         """Columns and types from a short look; of CSV and JSON, those of the first rows."""
-        raise NotImplementedError
 
     @property
     def bytes(self) -> int | None:
@@ -54,13 +55,13 @@ class Source:
         """Number of rows, None where only reading tells."""
         return None
 
+    @abstractmethod
     def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         """Rows in their order, all with one schema; only `columns` are read. Raises DataError.
 
         types: CSV only, what columns are read as; without, a type that fits all rows is found first,
         which reads a large file twice.
         """
-        raise NotImplementedError
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of `columns`. Raises DataError."""
