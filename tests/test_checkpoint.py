@@ -154,7 +154,7 @@ def test_killed_at_any_moment_it_can_go_on(tmp_path: Path) -> None:
     source = write_table(tmp_path / "table.csv", rows=300)
     given = experiment(
         source, model={"hidden_size": [300, 300], "dropout": 0.1},
-        training={"epochs": 4, "batch_size": 32, "checkpoints": {"every_steps": 1, "keep": 2}, "ema": 0.9,
+        training={"epochs": 16, "batch_size": 32, "checkpoints": {"every_steps": 1, "keep": 2}, "ema": 0.9,
                   "schedule": {"kind": "one-cycle"}},
     )  # fmt: skip
     (tmp_path / "e.json").write_text(json.dumps(given.as_json()))
