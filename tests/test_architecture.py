@@ -23,7 +23,7 @@ FLOORS = [
     {"config", "experiment_file"},
     {"manifest", "checkpoint", "bundle", "session"},
     {
-        "model_ref", "predictor", "plots", "tracking", "evaluation", "importances", "batch_output", "batch_parts",
+        "model_ref", "predictor", "generator", "plots", "tracking", "evaluation", "importances", "batch_output", "batch_parts",
         "batch_predict", "verify", "progress", "train_state", "promotion",
     },
     {"loop", "report"},

@@ -209,7 +209,7 @@ def test_many_rows_cost_no_more_and_have_the_right_spread() -> None:
 
 def test_ten_classes_of_two_thousand_rows_take_less_than_two_seconds() -> None:
     outputs, targets = scores(2000, 10)
-    from seekray.evaluation import _resampled
+    from seekray.evaluation.rows import _resampled
 
     began = time.monotonic()
     draws = _resampled([RowSums(outputs, targets, "classification")], 1000, 0)[0]

@@ -297,7 +297,7 @@ def test_a_large_file_is_not_read_whole(here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sampling, "WHOLE_BYTES", size // 4)
     monkeypatch.setattr(sampling, "HEAD_BYTES", size // 8)
     monkeypatch.setattr(plan, "EXACT_BYTES", size // 4)
-    monkeypatch.setattr(plan, "prepare", lambda *a: pytest.fail("read whole"))
+    monkeypatch.setattr(plan.Experiment, "prepare", lambda self: pytest.fail("read whole"))
     found = inspect.dry_run(flowers(data={"source": "large.csv"}))
     assert found["data"]["estimated"]
     assert found["data"]["rows"] == pytest.approx(rows, rel=0.05)

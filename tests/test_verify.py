@@ -17,9 +17,10 @@ from seekray import bundle as bundles
 from seekray.checkpoint import named_tensors
 from seekray.data.fitting import fit
 from seekray.data.options import Data
+from seekray.data.schema import Prediction
 from seekray.data.values import json_value
 from seekray.models.net import Net, NetConfig
-from seekray.predictor import Prediction, Predictor
+from seekray.predictor import Predictor
 from seekray.storage import Storage
 from seekray.verify import local_doors, rows_with_trouble, verify
 

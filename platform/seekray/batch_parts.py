@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from seekray.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from seekray.data.features import FeatureSchema
+    from seekray.data.schema import Schema
     from seekray.data.source import Source
     from seekray.predictor import Predictor
 
@@ -91,7 +90,7 @@ def _bad_rows(predictor: Predictor, table: pa.Table) -> dict[int, str]:
     """The rows that features refuse, found feature by feature: halving one column is cheap."""
     reasons: dict[int, str] = {}
     for feature in predictor.schema.features:
-        alone = dataclasses.replace(predictor.schema, features=(feature,))
+        alone = predictor.schema.only(feature)
         reasons = salvage(alone.transform, table.select([feature.name]))[1] | reasons
     return reasons
 
@@ -125,11 +124,10 @@ class Part:
         return np.setdiff1d(np.arange(self.first, self.first + len(self.table) + len(gone)), gone)[: len(self.table)]
 
 
-def answer_schema(schema: FeatureSchema, source: pa.Schema, keys: Sequence[str]) -> pa.Schema:
+def answer_schema(schema: Schema, source: pa.Schema, keys: Sequence[str]) -> pa.Schema:
     """Columns of the answers: the keys or `row`, `prediction`, `probability_<class>`."""
     fields = [pa.field(k, source.field(k).type) for k in keys] or [pa.field("row", pa.int64())]
-    classes = pa.array(schema.classes or [0.0])
-    fields.append(pa.field("prediction", pa.list_(classes.type) if schema.task == "multilabel" else classes.type))
+    fields.append(pa.field("prediction", schema.answer_type))
     fields += [pa.field(f"probability_{c}", pa.float64()) for c in schema.classes or ()]
     return pa.schema(fields)
 

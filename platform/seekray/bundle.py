@@ -1,7 +1,8 @@
 """The bundle: the only contract between training and everything after it.
 
-A folder with `model.safetensors`, `bundle.json`, `sample.json` and `manifest.json` (the sha256 of
-each). It never changes once written; its hash, the sha256 of the manifest, is its name everywhere.
+A folder with `model.safetensors`, `bundle.json`, `sample.json`, what the schema adds (a tokenizer,
+say) and `manifest.json` (the sha256 of each). It never changes once written; its hash, the sha256 of
+the manifest, is its name everywhere.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from seekray.data.features import FeatureSchema
+from seekray.data.schema import Schema
 from seekray.data.values import json_value
 from seekray.errors import CorruptError
 from seekray.manifest import check, sha256
+from seekray.models import get_family
 from seekray.storage import Storage
 from seekray.system import versions
 
@@ -33,7 +35,7 @@ class Bundle:
     """A bundle in memory. `info` is bundle.json; `tensors` are `module/key`; `sample` is sample.json."""
 
     info: dict[str, Any]
-    schema: FeatureSchema
+    schema: Schema
     tensors: dict[str, Tensor]
     sample: dict[str, Any]
     hash: str
@@ -43,7 +45,7 @@ def write(
     storage: Storage,
     folder: str,
     info: Mapping[str, Any],
-    schema: FeatureSchema,
+    schema: Schema,
     tensors: Mapping[str, Tensor],
     sample: Mapping[str, Any],
 ) -> str:
@@ -59,6 +61,7 @@ def write(
         "bundle.json": _json(head),
         "model.safetensors": save_tensors({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}),
         "sample.json": _json(sample),
+        **schema.files(),
     }
     for name, data in files.items():
         storage.write_bytes(f"{folder}/{name}", data)
@@ -77,9 +80,11 @@ def load(folder: Path) -> Bundle:
     info = json.loads((folder / "bundle.json").read_bytes())
     if info.get("format") != FORMAT:
         raise CorruptError(f"bundle {folder} has format {info.get('format')}, this seekray reads {FORMAT}")
+    names = json.loads((folder / "manifest.json").read_bytes())["files"]
+    extra = {name: (folder / name).read_bytes() for name in names if name not in FILES}
     return Bundle(
         info=info,
-        schema=FeatureSchema.from_json(info["schema"]),
+        schema=get_family(info["family"]).schema(info["schema"], extra),
         tensors=load_tensors((folder / "model.safetensors").read_bytes()),
         sample=json.loads((folder / "sample.json").read_bytes()),
         hash=digest,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import typing
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,9 @@ from pydantic import (
 from seekray.data.options import Data
 from seekray.errors import ConfigError
 from seekray.models import get_family
+
+if TYPE_CHECKING:
+    from seekray.data.prepare import Prepared
 
 
 def _seconds(value: object) -> object:
@@ -244,6 +247,10 @@ class Experiment(Strict):
                 raise ValueError(f"report.by: {', '.join(unread)} is not read; add it to data.key or data.features")
         family.check(self.model, self.task, self.data, self.training)
         return self
+
+    def prepare(self) -> Prepared:
+        """Read and transform the data as the family wants it. Raises DataError."""
+        return get_family(self.family).prepare(self.data, self.task, self.model)
 
     def as_json(self) -> dict[str, Any]:
         """Every value, defaults included; `Experiment.model_validate` takes it back."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from seekray.batch_parts import forward_rows
-from seekray.evaluation import known_targets
+from seekray.evaluation.rows import known_targets
 from seekray.metrics import quick_metrics
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from seekray.train_state import TrainState
 
 if TYPE_CHECKING:
     from seekray.config import Experiment
-    from seekray.data.features import FeatureSchema
-    from seekray.data.prepare import Arrays
+    from seekray.data.prepare import Dataset
+    from seekray.data.schema import Schema
 
 
-def run(experiment: Experiment, session: Session, schema: FeatureSchema, train: Arrays, validation: Arrays) -> None:
+def run(experiment: Experiment, session: Session, schema: Schema, train: Dataset, validation: Dataset) -> None:
     """Train to the end; the last checkpoint in `session.storage` holds the best weights as `best/`.
 
     Every rank of a run calls it. Raises DivergedError where the loss is not finite.

@@ -199,7 +199,7 @@ def result(evaluation: Evaluation, folder: Path | str) -> list[Path]:
         shown = evaluation.residuals
         return [residuals(shown["target"], shown["prediction"], folder / "residuals.png")]
     error = evaluation.metrics.get("calibration_error")
-    made = [calibration(evaluation.calibration, folder / "calibration.png", error)]
+    made = [calibration(evaluation.calibration, folder / "calibration.png", error)] if evaluation.calibration else []
     if evaluation.confusion is not None:
         classes = [str(c["class"]) for c in evaluation.classes]
         made.append(confusion_matrix(evaluation.confusion, classes, folder / "confusion_matrix.png"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,11 @@ from torch import Tensor
 
 from seekray import bundle as bundles
 from seekray.checkpoint import load_named
-from seekray.data.features import FeatureSchema
+from seekray.data.schema import Prediction, Schema
 from seekray.models import get_family
 from seekray.models.family import Modules
 
 CHUNK = 8192
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Answers for N rows.
-
-    predictions: a class, a number or, for multilabel, the list of labels, for each row.
-    probabilities: class or label -> N probabilities; None for regression.
-    """
-
-    predictions: list[Any]
-    probabilities: dict[str, list[float]] | None
-
-    def columns(self) -> dict[str, list[Any]]:
-        """As the columns `prediction` and `probability_<class>`."""
-        return {"prediction": self.predictions} | {
-            f"probability_{name}": values for name, values in (self.probabilities or {}).items()
-        }
 
 
 class Predictor:
@@ -43,7 +24,7 @@ class Predictor:
     def __init__(
         self,
         modules: Modules,
-        schema: FeatureSchema,
+        schema: Schema,
         info: Mapping[str, Any],
         sample: Mapping[str, Any],
         *,
@@ -62,7 +43,6 @@ class Predictor:
         # On a CPU in float64: float32 answers differ by more than 1e-6 with the size of the batch.
         self._dtype = torch.float64 if self._device.type == "cpu" else torch.float32
         self._modules = {k: m.eval().requires_grad_(False).to(self._device, self._dtype) for k, m in modules.items()}
-        self._names = [str(c) for c in schema.classes] if schema.classes else []
 
     @classmethod
     def load(
@@ -92,22 +72,7 @@ class Predictor:
 
     def decode(self, outputs: Tensor) -> Prediction:
         """Answers from outputs (B, C)."""
-        outputs = outputs.double()
-        if self.task == "classification":
-            classes = self.schema.classes
-            assert classes is not None
-            probabilities = outputs.softmax(1)
-            best = outputs.argmax(1).tolist()
-            columns = probabilities.T.tolist()
-            return Prediction([classes[i] for i in best], dict(zip(self._names, columns, strict=True)))
-        if self.task == "multilabel":
-            probabilities = outputs.sigmoid()
-            on = (probabilities >= 0.5).tolist()
-            labels = [[n for n, flag in zip(self._names, row, strict=True) if flag] for row in on]
-            return Prediction(labels, dict(zip(self._names, probabilities.T.tolist(), strict=True)))
-        schema = self.schema
-        values = outputs[:, 0] * schema.target_std + schema.target_mean
-        return Prediction(values.tolist(), None)
+        return self.schema.decode(outputs)
 
     def predict(self, columns: Any) -> Prediction:
         """Answers for a table or a mapping of columns. Raises DataError."""
@@ -117,7 +82,7 @@ class Predictor:
         return self.decode(torch.cat(parts) if parts else torch.zeros(0, self.schema.num_outputs))
 
 
-def build(info: Mapping[str, Any], schema: FeatureSchema, tensors: Mapping[str, Tensor]) -> Modules:
+def build(info: Mapping[str, Any], schema: Schema, tensors: Mapping[str, Tensor]) -> Modules:
     """Modules of a bundle with its weights. Raises CorruptError where they do not fit."""
     family = get_family(info["family"])
     modules = family.build(family.Config.model_validate(info["model"]), schema)

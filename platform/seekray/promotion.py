@@ -8,7 +8,6 @@ from typing import Any
 from seekray.bundle import load as load_bundle
 from seekray.config import Experiment
 from seekray.data.options import Data
-from seekray.data.prepare import prepare
 from seekray.data.sources import open_source
 from seekray.errors import GateError, SeekrayError, UserError
 from seekray.evaluation import evaluate
@@ -112,8 +111,7 @@ def _rows(folder: Path, candidate: dict[str, Any], data: str | None, where: Sett
         return open_source(Data(source=data)).table(None), data
     try:
         stored = Storage(where.storage).child("runs").read_json(f"{candidate['run_id']}/experiment.json")
-        experiment = Experiment.model_validate(stored)
-        prepared = prepare(experiment.data, experiment.task)
+        prepared = Experiment.model_validate(stored).prepare()
     except (FileNotFoundError, SeekrayError) as error:
         raise UserError(
             f"the two versions were measured on different data, and the candidate's is not here ({error}); "

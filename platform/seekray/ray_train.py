@@ -19,11 +19,11 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from seekray import errors, loop
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment, Resources
-from seekray.data.features import FeatureSchema
-from seekray.data.prepare import Arrays, Prepared
+from seekray.data.prepare import Prepared
 from seekray.driver_trainer import DriverTrainer
 from seekray.errors import ResourcesError, SeekrayError
 from seekray.mailbox import Mailbox
+from seekray.models import get_family
 from seekray.progress import Progress
 from seekray.session import Listener, Point, Session
 from seekray.storage import Storage
@@ -106,7 +106,8 @@ def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
     checkpoint = Checkpoints(run).latest()
     session = TrainSession(experiment.training, run, listener=post, resume_from=checkpoint, device=device)
     post.rank = session.rank
-    loop.run(experiment, session, FeatureSchema.from_json(data["schema"]), data["train"], data["validation"])
+    schema = get_family(experiment.family).schema(data["schema"], data["files"])
+    loop.run(experiment, session, schema, data["train"], data["validation"])
     if session.rank == 0:
         mailbox.put("done", None)
 
@@ -155,8 +156,10 @@ def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, l
     """Run the loop on the cluster that this process is connected to. Raises SeekrayError."""
     resources = experiment.resources
     gpus = require(resources, progress)
-    empty = Arrays({}, None, prepared.train.rows[:0]) if prepared.validation is None else prepared.validation
-    data = ray.put({"schema": prepared.schema.to_json(), "train": prepared.train, "validation": empty})
+    schema = prepared.schema
+    data = ray.put(
+        {"schema": schema.to_json(), "files": schema.files(), "train": prepared.train, "validation": prepared.validation}
+    )
     mailbox = Mailbox(run_id)
     mailbox.take()
     collect = _Collect(mailbox, listener)

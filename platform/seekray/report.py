@@ -12,11 +12,12 @@ from seekray.checkpoint import Checkpoint
 from seekray.config import Experiment
 from seekray.data.prepare import Prepared
 from seekray.data.values import json_value
-from seekray.predictor import Predictor, build
+from seekray.evaluation import Evaluation, evaluate
+from seekray.generator import Generator, open_model
+from seekray.predictor import Predictor
 from seekray.storage import Storage
 
 if TYPE_CHECKING:
-    from seekray.evaluation import Evaluation
     from seekray.tracking.spool import Tracker
 
 SAMPLE_ROWS = 16
@@ -46,31 +47,18 @@ def conclude(
         "held_out": prepared.held_out_name,
     }
     weights = checkpoint.group("best") or checkpoint.group("weights")
-    predictor = Predictor(build(info, prepared.schema, weights), prepared.schema, info, {})
-    supervised = bool(prepared.schema.targets)
-    evaluation = _evaluate(experiment, prepared, predictor) if supervised else None
-    metrics = dict(evaluation.metrics) if evaluation else _last_validation(checkpoint)
-    info |= {"metrics": metrics, "intervals": evaluation.intervals if evaluation else {}}
-    sample = _sample(prepared, predictor) if supervised else {"rows": [], "answers": {}}
+    model = open_model(info, prepared.schema, weights)
+    evaluation = evaluate(model, prepared.held_out, by=experiment.report.by)
+    info |= {"metrics": evaluation.metrics, "intervals": evaluation.intervals}
+    sample = _sample(prepared, model) if isinstance(model, Predictor) else model.examples(prepared.held_out)
     digest = bundles.write(run, "bundle", info, prepared.schema, weights, sample)
     with tempfile.TemporaryDirectory() as folder:
-        importances = _plots(experiment, prepared, predictor, evaluation, checkpoint, Path(folder))
+        importances = _plots(experiment, prepared, model, evaluation, checkpoint, Path(folder))
         for plot in sorted(Path(folder).glob("*.png")):
             tracker.file(plot, f"plots/{plot.name}")
             run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
     _log_reports(experiment, run_id, digest, info, prepared, evaluation, importances, tracker, run)
-    return Concluded("bundle", digest, metrics)
-
-
-def _evaluate(experiment: Experiment, prepared: Prepared, predictor: Predictor) -> Evaluation:
-    from seekray.evaluation import evaluate
-
-    return evaluate(predictor, prepared.held_out, by=experiment.report.by)
-
-
-def _last_validation(checkpoint: Checkpoint) -> dict[str, float]:
-    last = checkpoint.state["history"][-1] if checkpoint.state["history"] else {}
-    return {k.removeprefix("validation_"): v for k, v in last.items() if k.startswith("validation_")}
+    return Concluded("bundle", digest, dict(evaluation.metrics))
 
 
 def _sample(prepared: Prepared, predictor: Predictor) -> dict[str, Any]:
@@ -88,22 +76,19 @@ def _sample(prepared: Prepared, predictor: Predictor) -> dict[str, Any]:
 def _plots(
     experiment: Experiment,
     prepared: Prepared,
-    predictor: Predictor,
-    evaluation: Evaluation | None,
+    model: Predictor | Generator,
+    evaluation: Evaluation,
     checkpoint: Checkpoint,
     folder: Path,
 ) -> list[dict[str, Any]]:
     from seekray import plots
+    from seekray.importances import MEASURED, importances
 
     plots.curves(checkpoint.state["history"], folder / "curves.png")
-    if evaluation is None:
-        return []
     plots.result(evaluation, folder)
-    if not experiment.report.importances:
+    if not experiment.report.importances or not isinstance(model, Predictor) or model.task not in MEASURED:
         return []
-    from seekray.importances import importances
-
-    found = importances(predictor, prepared.held_out)
+    found = importances(model, prepared.held_out)
     plots.importances(found, folder / "importances.png")
     return found
 
@@ -114,7 +99,7 @@ def _log_reports(
     digest: str,
     info: dict[str, Any],
     prepared: Prepared,
-    evaluation: Evaluation | None,
+    evaluation: Evaluation,
     importances: list[dict[str, Any]],
     tracker: Tracker,
     run: Storage,
@@ -123,7 +108,7 @@ def _log_reports(
 
     from seekray.tracking.card import model_card
 
-    result = evaluation.as_json() if evaluation else {}
+    result = evaluation.as_json()
     card = model_card(info | {"schema": prepared.schema.to_json(), "hash": digest}, evaluation=result, importances=importances)
     texts = {
         "fingerprint.json": json.dumps(prepared.fingerprint, indent=1),

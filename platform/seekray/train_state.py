@@ -12,23 +12,18 @@ from torch import Tensor
 
 from seekray.checkpoint import Checkpoint, load_named, load_optimizer, named_tensors, optimizer_state
 from seekray.config import Experiment
-from seekray.data.batches import TableBatches
-from seekray.data.features import FeatureSchema
-from seekray.data.prepare import Arrays
+from seekray.data.prepare import Dataset
+from seekray.data.schema import Schema
 from seekray.errors import ConfigError
 from seekray.models import get_family
 from seekray.models.optimizers import LearningRate, update_average
 from seekray.session import Session
 
-EVAL_ROWS = 8192
-
 
 class TrainState:
     """Modules, optimizers, position, best weights and history of one rank."""
 
-    def __init__(
-        self, experiment: Experiment, session: Session, schema: FeatureSchema, train: Arrays, validation: Arrays
-    ) -> None:
+    def __init__(self, experiment: Experiment, session: Session, schema: Schema, train: Dataset, validation: Dataset) -> None:
         training = self._training = experiment.training
         self.task = experiment.task
         self.family = get_family(experiment.family)
@@ -47,9 +42,7 @@ class TrainState:
             "pin_memory": on_gpu if training.pin_memory is None else training.pin_memory and on_gpu,
         }  # fmt: skip
         self.batches = self.family.batches(train, training, **where)
-        self.validation = (
-            TableBatches(validation, batch_size=EVAL_ROWS, shuffle=False, **where) if len(validation.rows) else None
-        )
+        self.validation = self.family.batches(validation, training, evaluate=True, **where) if len(validation) else None
         self.total_steps = training.max_steps or (training.epochs or 20) * self.batches.steps_per_epoch
         self.rate = LearningRate(training.schedule, self.optimizers.values(), self.total_steps)
         self.average = None

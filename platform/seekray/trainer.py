@@ -15,7 +15,7 @@ from typing import Any
 from seekray import loop, report
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepare import Prepared
 from seekray.errors import ConfigError, DataError, ModelNotFoundError
 from seekray.log import to_file
 from seekray.progress import Progress
@@ -99,7 +99,7 @@ def train(
     progress = progress or Progress(quiet=True)
     distributed = experiment.resources.span[1] > 0
     with ThreadPoolExecutor(1) as pool:  # data is read while Ray starts
-        reading = pool.submit(prepare, experiment.data, experiment.task)
+        reading = pool.submit(experiment.prepare)
         with connect() if distributed else nullcontext():
             prepared = reading.result()
             return _train(experiment, prepared, settings, progress, resume)
@@ -179,10 +179,10 @@ def _write_start(run: Storage, experiment: Experiment, prepared: Prepared, *, re
 
 def check_size(experiment: Experiment, prepared: Prepared) -> None:
     """Contradictions that show only with the data. Raises ConfigError."""
-    rows = len(prepared.train.rows)
+    rows = len(prepared.train)
     if rows < experiment.resources.span[1]:
         raise ConfigError(f"resources.workers: {experiment.resources.span[1]} for {rows} training rows; use fewer workers")
-    if experiment.training.early_stopping and not len(prepared.validation.rows):
+    if experiment.training.early_stopping and not len(prepared.validation):
         raise ConfigError("training.early_stopping needs validation rows; the split left none (data.split.validation)")
 
 
@@ -190,8 +190,8 @@ def _headline(experiment: Experiment, prepared: Prepared, run_id: str) -> str:
     workers = experiment.resources.workers
     where = "in this process" if workers == 0 else f"on {workers} Ray Train worker(s)"
     return (
-        f"run {run_id}: {experiment.family} {experiment.task}, {len(prepared.train.rows):,} training rows, "
-        f"{len(prepared.validation.rows):,} validation, {len(prepared.held_out):,} held out, "
+        f"run {run_id}: {experiment.family} {experiment.task}, {len(prepared.train):,} training rows, "
+        f"{len(prepared.validation):,} validation, {len(prepared.held_out):,} held out, "
         f"{len(prepared.schema.features)} features, {where}"
     )
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from seekray.data.features import FeatureSchema
-    from seekray.predictor import Prediction
+    from seekray.data.schema import Prediction, Schema
 
 Rows = Sequence[Mapping[str, Any]]
 Door = Callable[[list[dict[str, Any]]], "Prediction"]
@@ -116,7 +115,7 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
     return doors | {"one by one": alone} if one_by_one else doors
 
 
-def _batch(bundle: Path | str, task: str, schema: FeatureSchema, rows: list[dict[str, Any]], kind: str) -> Prediction:
+def _batch(bundle: Path | str, task: str, schema: Schema, rows: list[dict[str, Any]], kind: str) -> Prediction:
     """Rows written to a file, predicted as a file, read back. Raises DataError where a row is put aside."""
     import pyarrow.csv as pacsv
     import pyarrow.parquet as pq
@@ -139,7 +138,7 @@ def _batch(bundle: Path | str, task: str, schema: FeatureSchema, rows: list[dict
     return _prediction(task, answers)
 
 
-def _table(schema: FeatureSchema, rows: list[dict[str, Any]]) -> pa.Table:
+def _table(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
     """Rows as a file would hold them: one type a column, the columns in another order than the model's."""
     import pyarrow as pa
 
@@ -157,14 +156,14 @@ def _table(schema: FeatureSchema, rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def _prediction(task: str, columns: Mapping[str, Any]) -> Prediction:
-    from seekray.predictor import Prediction
+    from seekray.data.schema import Prediction
 
     start = "probability_"
     probabilities = {name[len(start) :]: list(values) for name, values in columns.items() if name.startswith(start)}
     return Prediction(list(columns["prediction"]), None if task == "regression" else probabilities)
 
 
-def rows_with_trouble(schema: FeatureSchema, sample: Rows) -> list[dict[str, Any]]:
+def rows_with_trouble(schema: Schema, sample: Rows) -> list[dict[str, Any]]:
     """Variations of rows that a model must answer alike through every door.
 
     Nulls (each feature in a row of its own, all at once, and a key that is not there), unseen

@@ -8,8 +8,8 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from seekray.data.schema import Prediction
 from seekray.errors import ClusterError
-from seekray.predictor import Prediction
 
 Rows = Sequence[Mapping[str, Any]]
 CHUNK = 1000

@@ -5,13 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seekray.data.prepare import Arrays
+
+if TYPE_CHECKING:
+    from seekray.config import Training
+
+EVALUATED_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,13 @@ def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def table_batches(arrays: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> TableBatches:
+    """Batches of rows for a family of tables; see `Family.batches`."""
+    if evaluate:
+        return TableBatches(arrays, batch_size=EVALUATED_ROWS, shuffle=False, **where)
+    return TableBatches(arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where)
 
 
 class TableBatches:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from seekray.data.blocks import Block, BooleanBlock, CategoricalBlock, NumericBlock, TimestampBlock, VectorBlock
 from seekray.data.columns import Columns, as_columns, missing_column
 from seekray.data.media import ImageBlock, TextBlock
 from seekray.data.parse import Array, Rejects
+from seekray.data.schema import Prediction
 from seekray.data.targets import encode_targets
 from seekray.errors import DataError
 
@@ -132,13 +134,39 @@ class FeatureSchema:
         name, other = next((n, len(c)) for n, c in zip(self._names, found, strict=True) if len(c) != first)
         raise DataError(f"column {self._names[0]!r} has {first} values, column {name!r} has {other}", field=name)
 
-    def encode_targets(self, columns: Any) -> Array:
+    @property
+    def answer_type(self) -> pa.DataType:
+        """A class, a list of labels, or a number."""
+        kind = pa.array(self.classes or [0.0]).type
+        return pa.list_(kind) if self.task == "multilabel" else kind
+
+    def only(self, feature: Feature) -> FeatureSchema:
+        """The schema of this one feature."""
+        return replace(self, features=(feature,))
+
+    def encode_targets(self, columns: Any, rejects: Rejects | None = None) -> Array:
         """Targets of rows: int64 (B,) class numbers, float32 (B, 1) standardised, or float32 (B, T) of 0 and 1.
 
         A missing class, or one that training did not know, is -1; a missing number or label is NaN.
-        Raises DataError for a value of the wrong type, with the row.
+        A value of the wrong type goes to `rejects`; without, it is a DataError with the row.
         """
-        return encode_targets(self, as_columns(columns), Rejects())
+        return encode_targets(self, as_columns(columns), Rejects() if rejects is None else rejects)
+
+    def decode(self, outputs: Tensor) -> Prediction:
+        """Answers from outputs (B, C): logits, or standardised values (B, 1) of a regression."""
+        outputs = outputs.double()
+        if self.task == "regression":
+            return Prediction((outputs[:, 0] * self.target_std + self.target_mean).tolist(), None)
+        classes = self.classes or []
+        names = [str(c) for c in classes]
+        if self.task == "classification":
+            probabilities = outputs.softmax(1)
+            answers = [classes[i] for i in outputs.argmax(1).tolist()]
+        else:
+            probabilities = outputs.sigmoid()
+            on = (probabilities >= 0.5).tolist()
+            answers = [[n for n, flag in zip(names, row, strict=True) if flag] for row in on]
+        return Prediction(answers, dict(zip(names, probabilities.T.tolist(), strict=True)))
 
     def columns_from_rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Columns of `{"rows": [...]}`; a name not in a row is a missing value.
@@ -161,6 +189,10 @@ class FeatureSchema:
         features = [{f.name: getattr(feature, f.name) for f in fields(feature)} for feature in self.features]
         own = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
         return {"format": FORMAT} | own | {"features": features}
+
+    def files(self) -> dict[str, bytes]:
+        """None: everything is in the JSON."""
+        return {}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FeatureSchema:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from seekray.data.fitting import fit_columns, nothing_to_learn_from, typed
 from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, is_text, numbers, shown
+from seekray.data.schema import Schema
 from seekray.data.source import Source
 from seekray.data.sources import open_source
 from seekray.data.targets import encode_targets, fit_targets, read_targets
@@ -25,6 +26,12 @@ from seekray.errors import DataError
 
 # Rows transformed at a time: the float64 in between stays small.
 CHUNK = 32_768
+
+
+class Dataset(Protocol):
+    """What a family's `batches` reads; its length is what a step counts (rows, windows, sequences)."""
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,9 @@ class Arrays:
     targets: Array | None
     rows: Array
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -50,9 +60,9 @@ class Prepared:
     and `split` hashes, and `rows`. rejected: {row, column, value, reason} of rows left out. rows: rows used.
     """
 
-    schema: FeatureSchema
-    train: Arrays
-    validation: Arrays
+    schema: Schema
+    train: Dataset
+    validation: Dataset
     held_out: pa.Table
     held_out_rows: Array
     held_out_name: str

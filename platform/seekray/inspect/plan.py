@@ -14,11 +14,11 @@ import pyarrow as pa
 from seekray.config import Experiment
 from seekray.data import split as splits
 from seekray.data.columns import as_columns
-from seekray.data.features import FeatureSchema
 from seekray.data.fitting import fit
 from seekray.data.options import Data
 from seekray.data.parse import Rejects
-from seekray.data.prepare import Prepared, prepare, used_columns
+from seekray.data.prepare import Prepared, used_columns
+from seekray.data.schema import Schema
 from seekray.data.sources import open_source
 from seekray.errors import SeekrayError
 from seekray.inspect import place
@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Read:
     """What is known of the data. parts: rows of train, validation and test."""
 
-    schema: FeatureSchema | None
+    schema: Schema | None
     parts: dict[str, int]
     rows: int
     estimated: bool
@@ -103,8 +103,8 @@ def _read(experiment: Experiment, refused: list[str]) -> Read:
         source = open_source(data)
         size = source.bytes
         if (size is None or size <= EXACT_BYTES) and (source.count() or 0) <= 200_000:
-            prepared = prepare(data, task)
-            train, validation = len(prepared.train.rows), len(prepared.validation.rows)
+            prepared = experiment.prepare()
+            train, validation = len(prepared.train), len(prepared.validation)
             parts = {"train": train, "validation": validation, "test": prepared.rows - train - validation}
             rejected = len({r["row"] for r in prepared.rejected})
             return Read(prepared.schema, parts, prepared.rows, False, size, rejected, prepared, tuple(prepared.warnings))
@@ -188,7 +188,7 @@ def _steps(experiment: Experiment, read: Read) -> dict[str, Any]:
     if read.prepared is not None:
         import torch
 
-        where = {"rank": 0, "world_size": 1, "device": "cpu", "dtype": torch.float32, "pin_memory": False}
+        where: dict[str, Any] = {"rank": 0, "world_size": 1, "device": "cpu", "dtype": torch.float32, "pin_memory": False}
         per_epoch = get_family(experiment.family).batches(read.prepared.train, training, **where).steps_per_epoch
     steps = training.max_steps or (training.epochs or 20) * per_epoch
     return {

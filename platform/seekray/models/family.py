@@ -14,9 +14,11 @@ from seekray.data.batches import Batch
 from seekray.data.options import Data
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from seekray.config import Training
-    from seekray.data.features import FeatureSchema
-    from seekray.data.prepare import Arrays
+    from seekray.data.prepare import Prepared
+    from seekray.data.schema import Schema
 
 Modules = dict[str, nn.Module]
 
@@ -64,14 +66,23 @@ class Family(Protocol):
     def check(self, config: Any, task: str, data: Data, training: Training) -> None:
         """Raise ValueError where the parts of an experiment contradict each other."""
 
-    def build(self, config: Any, schema: FeatureSchema) -> Modules:
+    def prepare(self, data: Data, task: str, config: Any) -> Prepared:
+        """Read, check, split and transform an experiment's data. Raises DataError."""
+
+    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> Schema:
+        """The schema of `to_json` and `files`."""
+
+    def build(self, config: Any, schema: Any) -> Modules:
         """Freshly initialised modules."""
 
     def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
         """An optimizer for each set of parameters that takes its own turn."""
 
-    def batches(self, arrays: Arrays, training: Training, **where: Any) -> Batches:
-        """Training batches; `where` is rank, world_size, device, dtype and pin_memory."""
+    def batches(self, dataset: Any, training: Training, *, evaluate: bool = False, **where: Any) -> Batches:
+        """Batches for training or, in the data's order and of any size, for evaluation.
+
+        `where` is rank, world_size, device, dtype and pin_memory.
+        """
 
     def train_step(
         self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
@@ -89,3 +100,15 @@ class Family(Protocol):
 
     def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
         """Outputs (B, C) of rows: logits, or standardised values for regression."""
+
+
+class Generative(Family, Protocol):
+    """A family that also makes data. A model is a generator where its schema has no targets."""
+
+    Request: ClassVar[type[BaseModel]]  # what a caller may ask for; frozen, unknown keys refused
+
+    def generate(self, modules: Modules, schema: Any, request: Any) -> pa.Table:
+        """What is asked for, as a table. The same request with the same seed gives the same table."""
+
+    def examples(self, schema: Any, held_out: pa.Table) -> list[dict[str, Any]]:
+        """A few small requests with seeds: the bundle keeps them with their answers."""

@@ -8,22 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from seekray.data.batches import Batch, TableBatches
+from seekray.data.batches import Batch, TableBatches, table_batches
+from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
+from seekray.data.prepare import Arrays, Prepared, prepare
+from seekray.errors import DataError
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.layers import initialise
 from seekray.models.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from seekray.config import Training
-    from seekray.data.features import FeatureSchema
-    from seekray.data.prepare import Arrays
 
 
 class GenConfig(ModelConfig):
@@ -41,15 +43,32 @@ def _network(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
     )  # fmt: skip
 
 
+class GenRequest(ModelConfig):
+    """What may be asked of a generator of rows."""
+
+    rows: int = Field(1, ge=1, le=10_000_000, description="how many")
+    seed: int = Field(0, ge=0, description="the same seed gives the same rows")
+
+
 class Gen:
     """The family `gen`: numeric rows from noise, with the non-saturating loss."""
 
     tasks: ClassVar[tuple[str, ...]] = ("rows",)
     Config: ClassVar[type[ModelConfig]] = GenConfig
+    Request: ClassVar[type[ModelConfig]] = GenRequest
 
     def check(self, config: GenConfig, task: str, data: Data, training: Training) -> None:
         if data.targets:
             raise ValueError("data.target is for supervised families; gen learns the rows themselves")
+
+    def prepare(self, data: Data, task: str, config: GenConfig) -> Prepared:
+        prepared = prepare(data, task)
+        if other := [f"{f.name} ({f.kind})" for f in prepared.schema.features if f.kind != "numeric"]:
+            raise DataError(f"gen learns numeric columns, given {', '.join(other)}; leave them out with data.exclude")
+        return prepared
+
+    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
+        return FeatureSchema.from_json(value)
 
     def build(self, config: GenConfig, schema: FeatureSchema) -> Modules:
         generator = _network(config.latent_size, schema.dense_size, config.hidden_size)
@@ -58,8 +77,8 @@ class Gen:
     def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
         return {name: make_optimizer(module, training) for name, module in modules.items()}
 
-    def batches(self, arrays: Arrays, training: Training, **where: Any) -> TableBatches:
-        return TableBatches(arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where)
+    def batches(self, dataset: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> TableBatches:
+        return table_batches(dataset, training, evaluate=evaluate, **where)
 
     def _fake(self, modules: Modules, rows: Tensor) -> Tensor:
         latent = next(modules["generator"].parameters()).shape[1]
@@ -101,3 +120,16 @@ class Gen:
     def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
         """Synthetic standardised rows (B, D), as many as rows given."""
         return self._fake(modules, inputs["dense"])
+
+    def generate(self, modules: Modules, schema: FeatureSchema, request: GenRequest) -> pa.Table:
+        """Rows in the columns' own units."""
+        noise = torch.Generator().manual_seed(request.seed)
+        first = next(modules["generator"].parameters())
+        latent = torch.randn(request.rows, first.shape[1], generator=noise).to(first)
+        made = modules["generator"](latent).double().cpu().numpy()
+        states = [f.state for f in schema.features]
+        values = made[:, : len(states)] * [s["std"] for s in states] + [s["mean"] for s in states]
+        return pa.table({f.name: values[:, i] for i, f in enumerate(schema.features)})
+
+    def examples(self, schema: FeatureSchema, held_out: pa.Table) -> list[dict[str, Any]]:
+        return [{"rows": 4, "seed": 0}]

@@ -12,8 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from seekray.data.batches import Batch, TableBatches
+from seekray.data.batches import Batch, TableBatches, table_batches
+from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
+from seekray.data.prepare import Arrays, Prepared, prepare
 from seekray.errors import ConfigError
 from seekray.metrics import quick_metrics
 from seekray.models.family import ModelConfig, Modules, StepSession
@@ -22,8 +24,6 @@ from seekray.models.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from seekray.config import Training
-    from seekray.data.features import FeatureSchema
-    from seekray.data.prepare import Arrays
 
 LOSSES = {
     "classification": ("cross_entropy",),
@@ -166,14 +166,20 @@ class Net:
         if task == "regression" and (config.class_weights or config.label_smoothing):
             raise ValueError("model.class_weights and model.label_smoothing are for classes, not for regression")
 
+    def prepare(self, data: Data, task: str, config: NetConfig) -> Prepared:
+        return prepare(data, task)
+
+    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
+        return FeatureSchema.from_json(value)
+
     def build(self, config: NetConfig, schema: FeatureSchema) -> Modules:
         return {"net": Perceptron(config, schema)}
 
     def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
         return {"net": make_optimizer(modules["net"], training)}
 
-    def batches(self, arrays: Arrays, training: Training, **where: Any) -> TableBatches:
-        return TableBatches(arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where)
+    def batches(self, dataset: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> TableBatches:
+        return table_batches(dataset, training, evaluate=evaluate, **where)
 
     def train_step(
         self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession

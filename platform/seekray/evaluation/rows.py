@@ -1,10 +1,9 @@
-"""How good a predictor is on a table: metrics, bootstrap intervals, groups, confusion or residuals."""
+"""A predictor on a table of rows: metrics, bootstrap intervals, groups, confusion or residuals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 
 from seekray.batch_parts import forward_rows
-from seekray.data.columns import as_columns, missing_column
+from seekray.data.columns import missing_column
 from seekray.data.parse import Rejects, numbers, shown
-from seekray.data.targets import encode_targets
 from seekray.errors import DataError
+from seekray.evaluation.result import Evaluation
 from seekray.metrics import RowSums, calibration_bins, full_metrics
 
 if TYPE_CHECKING:
@@ -29,56 +28,6 @@ MOST_DRAWN = 2000
 MOST_GROUPS = 30
 SHOWN_REJECTIONS = 20
 SHOWN_RESIDUALS = 2000
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A predictor on held-out rows.
-
-    metrics: name -> value, only those that the rows define; notes: why others are absent or partial.
-    intervals: name -> (low, high), 95 % percentile bootstrap.
-    rows, rejected: rows that count and rows that could not be used; rejections: the first of them,
-        `{row, reason}` with the row's number in the table.
-    groups: column -> [{value, rows, metrics}].
-    classes: [{class, rows, precision, recall, f1}], the first as `label` for multilabel; empty for regression.
-    confusion: C lists of C counts, a list an actual class, in the order of `classes`; None unless classification.
-    calibration: the reliability diagram's bins; residuals: {target: [...], prediction: [...]}, regression only.
-    outputs, targets, row_numbers: of the rows that count, for `compare` and plots; not in the JSON.
-    """
-
-    task: str
-    rows: int
-    rejected: int
-    metrics: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    notes: dict[str, str]
-    rejections: list[dict[str, Any]]
-    groups: dict[str, list[dict[str, Any]]]
-    classes: list[dict[str, Any]]
-    confusion: list[list[int]] | None
-    calibration: list[dict[str, float]]
-    residuals: dict[str, list[float]] | None
-    outputs: Tensor = field(repr=False)
-    targets: Tensor = field(repr=False)
-    row_numbers: Tensor = field(repr=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything but the rows; a metric that is not defined is null with a note."""
-        absent = {name: None for name in self.notes if name not in self.metrics}
-        return {
-            "task": self.task,
-            "rows": self.rows,
-            "rejected": self.rejected,
-            "metrics": self.metrics | absent,
-            "intervals": {name: list(pair) for name, pair in self.intervals.items()},
-            "notes": self.notes,
-            "rejections": self.rejections,
-            "groups": self.groups,
-            "classes": self.classes,
-            "confusion": self.confusion,
-            "calibration": self.calibration,
-            "residuals": self.residuals,
-        }
 
 
 def evaluate(
@@ -106,7 +55,7 @@ def evaluate(
         raise DataError(f"no row can be evaluated: {first}")
     outputs = done.outputs.double()
     if schema.task == "regression":
-        outputs = outputs * schema.target_std + schema.target_mean
+        outputs = torch.tensor(predictor.decode(outputs).predictions, dtype=torch.float64)[:, None]
         # From the column, not from its float32 standardised form.
         values = numbers(table.column(schema.targets[0]), schema.targets[0], Rejects(strict=False))
         targets = torch.from_numpy(values[number][:, None])
@@ -142,12 +91,16 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int = 1000, seed: int = 
     """
     if a.task != b.task:
         raise DataError(f"cannot compare a {a.task} model with a {b.task} model")
+    if a.outputs is None or b.outputs is None or a.row_numbers is None or b.row_numbers is None:
+        raise DataError(f"two {a.task} models have no rows to pair; compare their own figures")
+    assert a.targets is not None
     left, right = np.intersect1d(a.row_numbers.numpy(), b.row_numbers.numpy(), return_indices=True)[1:]
     if not len(left):
         raise DataError("the two evaluations have no row in common; evaluate both on the same table")
-    pairs = [(a, torch.from_numpy(left)), (b, torch.from_numpy(right))]
-    sums = [RowSums(e.outputs[i], e.targets[i], e.task) for e, i in pairs]
-    values = [full_metrics(e.outputs[i], e.targets[i], e.task).values for e, i in pairs]
+    targets = a.targets[torch.from_numpy(left)]
+    sides = [a.outputs[torch.from_numpy(left)], b.outputs[torch.from_numpy(right)]]
+    sums = [RowSums(outputs, targets, a.task) for outputs in sides]
+    values = [full_metrics(outputs, targets, a.task).values for outputs in sides]
     draws = _resampled(sums, resamples, seed)
     out = {}
     for name in [n for n in values[0] if n in values[1]]:
@@ -167,10 +120,10 @@ def compare(a: Evaluation, b: Evaluation, *, resamples: int = 1000, seed: int = 
 
 
 def known_targets(predictor: Predictor, table: pa.Table) -> tuple[np.ndarray[Any, Any], Tensor, dict[int, str]]:
-    """Row numbers with a known target (N,), their encoded targets (see FeatureSchema), and the reason for each other row."""
+    """Row numbers with a known target (N,), their encoded targets (see Schema), and the reason for each other row."""
     schema = predictor.schema
     rejects = Rejects(strict=False)
-    encoded = encode_targets(schema, as_columns(table), rejects)
+    encoded = schema.encode_targets(table, rejects)
     reasons = {r["row"]: f"target {r['column']!r}: {r['reason']}, got {shown(r['value'])}" for r in reversed(rejects.found)}
     absent = encoded < 0 if schema.task == "classification" else ~np.isfinite(encoded)
     for row in np.flatnonzero(absent if absent.ndim == 1 else absent.any(1)).tolist():
@@ -270,26 +223,3 @@ def _residuals(outputs: Tensor, targets: Tensor) -> dict[str, list[float]]:
     step = math.ceil(len(outputs) / SHOWN_RESIDUALS)
     shown = outputs[::step, 0].isfinite()
     return {"target": targets[::step, 0][shown].tolist(), "prediction": outputs[::step, 0][shown].tolist()}
-
-
-def as_text(found: Mapping[str, Any]) -> str:
-    """`as_json`, with an optional `comparison`, as lines for a terminal."""
-    lines = [f"{found['rows']} rows" + (f", {found['rejected']} could not be used" if found["rejected"] else "")]
-    for name, value in found["metrics"].items():
-        low_high = found["intervals"].get(name)
-        span = f"  [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
-        note = f"  ({found['notes'][name]})" if name in found["notes"] else ""
-        lines.append(f"  {name:20}" + (f"{value:<10.4g}" if value is not None else f"{'-':10}") + span + note)
-    lines += [f"  row {r['row']}: {r['reason']}" for r in found["rejections"][:5]]
-    for column, groups in found["groups"].items():
-        lines.append(f"by {column}")
-        for group in groups:
-            shown = "  ".join(f"{k} {v:.4g}" for k, v in list(group["metrics"].items())[:4])
-            lines.append(f"  {group['value']:20}{group['rows']:>8} rows  {shown}")
-    if comparison := found.get("comparison"):
-        lines.append(f"{comparison['a']} - {comparison['b']} (95 % interval of the paired difference)")
-        for name, entry in comparison["metrics"].items():
-            low, high = entry["interval"] or (math.nan, math.nan)
-            better = f"  {comparison[entry['better']]} is better" if entry["better"] else ""
-            lines.append(f"  {name:20}{entry['difference']:+.4g}  [{low:+.4g}, {high:+.4g}]{better}")
-    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""How good a model is on data: the task says how it is measured."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from seekray.evaluation.result import Evaluation, as_text
+from seekray.evaluation.rows import compare
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from seekray.generator import Generator
+    from seekray.predictor import Predictor
+
+# Task -> module of this package whose `evaluate` measures it; a family of the user's has rows unless its task is here.
+EVALUATORS = {"rows": "synthesis"}
+
+__all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate"]
+
+
+def evaluate(
+    model: Predictor | Generator, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0
+) -> Evaluation:
+    """Measure a model on a table of held-out data.
+
+    by: columns whose values get a line of metrics each. resamples: bootstrap draws of the 95 % intervals, 0
+    for none. What cannot be used is counted in `rejected`. Raises DataError.
+    """
+    module = importlib.import_module(f"{__name__}.{EVALUATORS.get(model.task, 'rows')}")
+    found: Evaluation = module.evaluate(model, table, by=by, resamples=resamples, seed=seed)
+    return found

@@ -1,0 +1,88 @@
+"""Bundle → what a generative family makes: rows, images, texts. It knows no HTTP and no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from pydantic import ValidationError
+
+from seekray import bundle as bundles
+from seekray.data.schema import Schema
+from seekray.data.values import json_value
+from seekray.errors import UserError
+from seekray.models import get_family
+from seekray.models.family import Generative, Modules
+from seekray.predictor import Predictor, build
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Generator:
+    """A loaded bundle whose family has `generate`."""
+
+    def __init__(
+        self,
+        modules: Modules,
+        schema: Schema,
+        info: Mapping[str, Any],
+        sample: Mapping[str, Any],
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        bundle_hash: str = "",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.schema, self.info, self.task = schema, info, schema.task
+        self.name: str = name or info["name"]
+        self.version, self.hash = version, bundle_hash
+        self.sample = sample
+        self._family = cast("Generative", get_family(info["family"]))
+        self.device = torch.device(device)
+        self.modules = {k: m.eval().requires_grad_(False).to(self.device) for k, m in modules.items()}
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, *, name: str | None = None, version: str | None = None, device: str | None = None
+    ) -> Generator:
+        """Read a bundle folder. Raises ModelNotFoundError, CorruptError."""
+        bundle = bundles.load(Path(folder))
+        modules = build(bundle.info, bundle.schema, bundle.tensors)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(
+            modules, bundle.schema, bundle.info, bundle.sample,
+            name=name, version=version, bundle_hash=bundle.hash, device=device,
+        )  # fmt: skip
+
+    def generate(self, **request: Any) -> pa.Table:
+        """What is asked for; the fields are those of the family's `Request`. Raises UserError for another field or value."""
+        with torch.inference_mode():
+            return self._family.generate(self.modules, self.schema, self.request(request))
+
+    def request(self, given: Mapping[str, Any]) -> Any:
+        """A checked request. Raises UserError."""
+        try:
+            return self._family.Request.model_validate(given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "request"
+            raise UserError(f"{name}: {first['msg']} (given: {first['input']!r})", field=name) from error
+
+    def examples(self, held_out: pa.Table) -> dict[str, Any]:
+        """`sample.json`: a few requests with their answers."""
+        requests = self._family.examples(self.schema, held_out)
+        return {"requests": requests, "answers": [json_rows(self.generate(**r)) for r in requests]}
+
+
+def json_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows of a generated table as JSON values."""
+    return [{name: json_value(value) for name, value in row.items()} for row in table.to_pylist()]
+
+
+def open_model(info: Mapping[str, Any], schema: Schema, weights: Mapping[str, torch.Tensor]) -> Predictor | Generator:
+    """A model in memory, not from a bundle yet: a predictor where something is predicted, else a generator."""
+    kind = Predictor if schema.targets else Generator
+    return kind(build(info, schema, weights), schema, info, {})
