@@ -16,11 +16,10 @@ import traceback
 from pathlib import Path
 
 import torch
-from training_kit import run_here
+from training_kit import prepare_for, run_here
 
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import prepare
 from seekray.progress import Progress
 from seekray.storage import Storage
 from seekray.tracking.spool import Tracker
@@ -31,7 +30,7 @@ def main() -> None:
     given = Experiment.model_validate(json.loads(Path(sys.argv[1]).read_text()))
     folder, trials, rng = Path(sys.argv[2]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
     torch.set_num_threads(1)
-    prepared = prepare(given.data, given.task)
+    prepared = prepare_for(given)
     run = Storage(str(folder))
     torn, partial, steps = 0, 0, []
     for trial in range(trials + 1):

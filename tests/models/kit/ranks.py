@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from training_kit import Listen, run_here
+from training_kit import Listen, prepare_for, run_here
 
 from seekray.config import Experiment, Training
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepare import Prepared
 from seekray.models.layers import BatchNorm
 from seekray.session import Session
 from seekray.storage import Storage
@@ -108,9 +108,9 @@ def main() -> None:
             fork(job["world"], lambda job=job: _session(job))
             continue
         given = Experiment.model_validate(job["experiment"])
-        key = json.dumps([job["experiment"]["data"], given.task])
+        key = json.dumps([job["experiment"][part] for part in ("family", "task", "data", "model")])
         if key not in seen:
-            seen[key] = prepare(given.data, given.task)
+            seen[key] = prepare_for(given)
         prepared = seen[key]
 
         def work(given: Any = given, prepared: Prepared = prepared, job: Any = job) -> None:

@@ -13,7 +13,8 @@ import torch
 from seekray import loop
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepare import Prepared
+from seekray.models import get_family
 from seekray.session import Point, Session
 from seekray.storage import Storage
 
@@ -46,6 +47,11 @@ def experiment(source: Path | str, task: str = "classification", **parts: Any) -
     return Experiment.model_validate(given | {"data": data, "training": training, "model": model, "resources": resources})
 
 
+def prepare_for(given: Experiment) -> Prepared:
+    """An experiment's data, prepared by its family."""
+    return get_family(given.family).prepare(given.data, given.task, given.model)
+
+
 class Listen:
     """Hears a run; with `stop_after` it is Ctrl-C at the first report beyond that step."""
 
@@ -74,7 +80,7 @@ def run_here(
 ) -> Checkpoint:
     """Run, or go on with, the loop in this process; its last checkpoint."""
     torch.set_num_threads(1)
-    prepared = prepared or prepare(given.data, given.task)
+    prepared = prepared or prepare_for(given)
     run = Storage(str(folder))
     checkpoints = Checkpoints(run)
     where = session(given.training, run, listener=listen or Listen(), resume_from=checkpoints.latest())

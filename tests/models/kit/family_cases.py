@@ -1,0 +1,62 @@
+"""Small data and a small model for each task of each family: what `tests/test_families.py` runs over.
+
+A new family, or a new task, is one more entry of `CASES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from training_kit import experiment, write_table
+
+from seekray.config import Experiment
+
+# Merged into the case's parts, one level deep.
+Parts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One task of one family.
+
+    given: writes the data into a folder and gives the experiment's `data` and `model` (and `training`
+    beyond batches of 16 and 3 epochs); some 70 training rows make 5 steps an epoch, as the resume test
+    wants. Random layers (dropout) belong in, so that resuming is told from starting again.
+    exact: changes that leave no random number to a rank alone, so that two workers can equal one.
+    falls: the figure of a step that falls when one batch is learned again and again.
+    """
+
+    given: Callable[[Path], dict[str, Any]]
+    exact: Parts = field(default_factory=dict)
+    falls: str = "loss"
+
+    def experiment(self, family: str, task: str, folder: Path, *changes: Parts) -> Experiment:
+        """The experiment of a case, its data in `folder`, with changes to it."""
+        parts: dict[str, Any] = {"name": "t", "family": family, "task": task, "resources": {"workers": 0}}
+        base = {"training": {"epochs": 3, "batch_size": 16, "log_every": 1}}
+        for change in (base, self.given(folder), *changes):
+            for key, value in change.items():
+                parts[key] = parts.get(key, {}) | dict(value) if isinstance(value, Mapping) else value
+        return Experiment.model_validate(parts)
+
+
+def _table(task: str, folder: Path) -> dict[str, Any]:
+    """Three numbers and, but for `gen`, a category, with a target of the task."""
+    source = folder / "table.csv"
+    given = experiment(source if source.exists() else write_table(source), task).as_json()
+    return {"data": given["data"], "model": {} if task == "rows" else {"hidden_size": [8], "dropout": 0.2, "norm": "batch"}}
+
+
+WITHOUT_DROPOUT = {"model": {"dropout": 0.0}}
+
+CASES: dict[tuple[str, str], Case] = {
+    ("net", "classification"): Case(partial(_table, "classification"), exact=WITHOUT_DROPOUT),
+    ("net", "regression"): Case(partial(_table, "regression"), exact=WITHOUT_DROPOUT),
+    ("net", "multilabel"): Case(partial(_table, "multilabel"), exact=WITHOUT_DROPOUT),
+    # a generator has no loss that falls; its discriminator has
+    ("gen", "rows"): Case(partial(_table, "rows"), {"family": "odd_families:FixedNoise"}, "discriminator_loss"),
+}
