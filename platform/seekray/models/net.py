@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from seekray.data.batches import Batch, TableBatches, table_batches
 from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
-from seekray.data.prepare import Arrays, Prepared, prepare
-from seekray.errors import ConfigError
-from seekray.metrics import quick_metrics
-from seekray.models.family import ModelConfig, Modules, StepSession
+from seekray.models.family import ModelConfig, Modules
 from seekray.models.layers import ACTIVATIONS, Activation, BatchNorm, initialise
-from seekray.models.optimizers import make_optimizer
+from seekray.models.supervised import LOSSES, Supervised, class_weights, row_loss
 
 if TYPE_CHECKING:
     from seekray.config import Training
-
-LOSSES = {
-    "classification": ("cross_entropy",),
-    "multilabel": ("bce",),
-    "regression": ("mse", "huber", "mae"),
-}
 
 
 class NetConfig(ModelConfig):
@@ -102,7 +89,7 @@ class Perceptron(nn.Module):
         self.head = initialise(nn.Linear(sizes[-1], schema.num_outputs), None)
         self.task, self.config = schema.task, config
         self.class_weights: Tensor | None
-        self.register_buffer("class_weights", _class_weights(config, schema), persistent=False)
+        self.register_buffer("class_weights", class_weights(config.class_weights, schema), persistent=False)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         parts = [inputs["dense"]]
@@ -113,97 +100,24 @@ class Perceptron(nn.Module):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, (B,)."""
-        config, smoothing = self.config, self.config.label_smoothing
-        if self.task == "classification":
-            loss = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
-            weights = self.class_weights
-            return loss if weights is None else loss * weights[targets]
-        if self.task == "multilabel":
-            smoothed = targets * (1 - smoothing) + smoothing / 2
-            return F.binary_cross_entropy_with_logits(
-                outputs,
-                smoothed,
-                pos_weight=self.class_weights,
-                reduction="none",
-            ).mean(1)
-        if config.loss == "huber":
-            return F.huber_loss(outputs, targets, reduction="none", delta=config.huber_delta).mean(1)
-        if config.loss == "mae":
-            return F.l1_loss(outputs, targets, reduction="none").mean(1)
-        return F.mse_loss(outputs, targets, reduction="none").mean(1)
+        config = self.config
+        return row_loss(
+            self.task, outputs, targets, loss=config.loss, huber_delta=config.huber_delta,
+            label_smoothing=config.label_smoothing, class_weights=self.class_weights,
+        )  # fmt: skip
 
 
-def _class_weights(config: NetConfig, schema: FeatureSchema) -> Tensor | None:
-    """Weights whose mean over the training rows is 1, so that the loss keeps its scale."""
-    if config.class_weights is None:
-        return None
-    counts = torch.tensor([float(c) for c in schema.class_counts or ()])
-    if config.class_weights == "balanced":
-        if schema.task == "multilabel":
-            return (schema.rows - counts) / counts.clamp_min(1)
-        return counts.sum() / (len(counts) * counts.clamp_min(1))
-    weights = torch.tensor(config.class_weights)
-    if len(weights) != schema.num_outputs:
-        raise ConfigError(
-            f"model.class_weights: {len(weights)} given, the data has {schema.num_outputs} classes", field="model.class_weights"
-        )
-    return weights * counts.sum() / (weights * counts).sum() if schema.task == "classification" else weights
-
-
-class Net:
+class Net(Supervised):
     """The family `net`."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("classification", "regression", "multilabel")
     Config: ClassVar[type[ModelConfig]] = NetConfig
 
     def check(self, config: NetConfig, task: str, data: Data, training: Training) -> None:
-        if not data.targets:
-            raise ValueError(f"data.target is missing; {task} needs the column to predict")
-        if task != "multilabel" and len(data.targets) > 1:
-            raise ValueError(f"data.target: {len(data.targets)} columns given; only multilabel has more than one")
+        super().check(config, task, data, training)
         if config.loss != "auto" and config.loss not in LOSSES[task]:
             raise ValueError(f"model.loss: {config.loss} given, {task} has {', '.join(LOSSES[task])}")
         if task == "regression" and (config.class_weights or config.label_smoothing):
             raise ValueError("model.class_weights and model.label_smoothing are for classes, not for regression")
 
-    def prepare(self, data: Data, task: str, config: NetConfig) -> Prepared:
-        return prepare(data, task)
-
-    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
-        return FeatureSchema.from_json(value)
-
     def build(self, config: NetConfig, schema: FeatureSchema) -> Modules:
         return {"net": Perceptron(config, schema)}
-
-    def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
-        return {"net": make_optimizer(modules["net"], training)}
-
-    def batches(self, dataset: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> TableBatches:
-        return table_batches(dataset, training, evaluate=evaluate, **where)
-
-    def train_step(
-        self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
-    ) -> dict[str, Tensor]:
-        net = modules["net"]
-        with session.autocast():
-            loss = net.loss(net(batch.inputs), batch.targets).sum() / batch.global_rows  # type: ignore[operator]
-        if session.backward(loss, [net]):
-            optimizers["net"].step()
-            optimizers["net"].zero_grad()
-        return {"loss": loss.detach()}
-
-    def eval_step(self, modules: Modules, batch: Batch) -> dict[str, Tensor]:
-        outputs = modules["net"](batch.inputs)
-        assert batch.targets is not None
-        loss: Tensor = modules["net"].loss(outputs, batch.targets)  # type: ignore[operator]
-        return {"outputs": outputs, "targets": batch.targets, "loss": loss}
-
-    def metrics(self, rows: Mapping[str, Tensor], task: str) -> dict[str, float]:
-        return {"loss": float(rows["loss"].double().mean()), **quick_metrics(rows["outputs"], rows["targets"], task)}
-
-    def objective(self, task: str) -> tuple[str, bool]:
-        return ("loss", False)
-
-    def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
-        outputs: Tensor = modules["net"](inputs)
-        return outputs
