@@ -19,12 +19,12 @@ FILES = sorted(f for folder in SOURCES.values() for f in folder.rglob("*.py"))
 # Floor of each room of `seekray`; a file imports from lower floors, or from its own room.
 FLOORS = [
     {"errors", "settings", "log", "system", "storage"},
-    {"models", "data", "metrics"},
+    {"models", "data", "metrics", "images"},
     {"config", "experiment_file"},
     {"manifest", "checkpoint", "bundle", "session"},
     {
         "model_ref", "predictor", "generator", "plots", "tracking", "evaluation", "importances", "batch_output", "batch_parts",
-        "batch_predict", "verify", "progress", "train_state", "promotion",
+        "batch_predict", "batch_generate", "batch_ray", "verify", "progress", "train_state", "promotion",
     },
     {"loop", "report"},
     {"mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer"},

@@ -9,29 +9,27 @@ cell, so that Ray Data, which may merge and split blocks by rows, can never cut 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pyarrow.fs import LocalFileSystem
 
 from seekray.batch_output import Output, PartResult, encode, open_output
 from seekray.batch_parts import Part, Plan, answer_schema, predict_part, read_parts
+from seekray.batch_ray import PART_BYTES, cell, loaded, over_ray, result_row
 from seekray.data.options import Data
 from seekray.data.source import Source
 from seekray.data.sources import open_source
-from seekray.errors import DataError, ResourcesError, SeekrayError
+from seekray.errors import DataError
 from seekray.storage import filesystem
 
 Connect = Callable[[], AbstractContextManager[Any]]
 Progress = Callable[[int, int | None], None]
 
 IN_PROCESS_BYTES = 50 * 10**6
-PART_BYTES = 8 * 2**20
 MOST_PART_ROWS = 131_072
 
 
@@ -134,41 +132,18 @@ def fingerprint(data: Data, source: Source) -> dict[str, Any]:
     return {"source": data.source, "files": len(source.paths), "hash": digest.hexdigest()[:16]}
 
 
-# ---- over Ray
-
-
 class Worker:
     """An actor of Ray Data: loads the model once, answers part after part."""
 
     def __init__(self, plan: Plan, files: Any, threads: int) -> None:
-        import tempfile
-
-        import ray
-        import torch
-
-        from seekray.predictor import Predictor
-
-        torch.set_num_threads(threads)
-        self._plan = plan
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in ray.get(files).items():
-                (Path(folder) / name).write_bytes(data)
-            self._predictor = Predictor.load(folder)
+        self._plan, self._predictor = plan, loaded(files, threads, "seekray.predictor:Predictor")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row {index, first, malformed, table} to one row {index, rows, rejected, data, rejects}."""
+        """One row {index, first, malformed, table} to one row of `result_row`."""
         (row,) = batch.select(["index", "first", "malformed"]).to_pylist()
         table = pa.ipc.open_stream(batch.column("table")[0].as_buffer()).read_all()
         part = Part(row["index"], row["first"], json.loads(row["malformed"]), table)
-        done = predict_part(self._predictor, self._plan, part)
-        numbers = {"index": [done.index], "rows": [done.rows], "rejected": [done.rejected]}
-        return pa.table(numbers | {"data": _cell(done.data), "rejects": _cell(done.rejects)})
-
-
-def _cell(data: Any) -> pa.Array:
-    """One binary value around a buffer, not copied."""
-    data = pa.py_buffer(data)
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, data.size])), data])
+        return result_row(predict_part(self._predictor, self._plan, part))
 
 
 def _over_ray(
@@ -184,8 +159,6 @@ def _over_ray(
 ) -> Iterator[PartResult]:
     """Parts answered by actors."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext, Datasource, ExecutionResources, ReadTask, read_datasource
-    from ray.data.block import BlockMetadata
 
     try:
         # What the source has learned of the files (a CSV's types) need not be learned again.
@@ -196,57 +169,7 @@ def _over_ray(
     def read() -> Iterator[pa.Table]:
         for part in read_parts(ray.get(known) if known is not None else open_source(data), plan, skip):
             numbers = {"index": [part.index], "first": [part.first], "malformed": [json.dumps(part.malformed)]}
-            yield pa.table(numbers | {"table": _cell(encode(part.table, "ipc"))})
+            yield pa.table(numbers | {"table": cell(encode(part.table, "ipc"))})
 
     local = not source.paths or isinstance(filesystem(data.source)[0], LocalFileSystem)
-
-    class Parts(Datasource):  # type: ignore[misc]
-        """The one task that reads: a text file can only be cut by reading it."""
-
-        supports_distributed_reads = not local  # a local path is this machine's
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-        def get_read_tasks(self, *args: Any, **kwargs: Any) -> list[ReadTask]:
-            return [ReadTask(read, BlockMetadata(None, None, None, None))]
-
-    there, free = (found().get("CPU", 0.0) for found in (ray.cluster_resources, ray.available_resources))
-    workers = workers or max(1, int(free / cpus) - 1)
-    if workers * cpus > there:
-        raise ResourcesError(f"{workers} workers of {cpus:g} CPUs asked for, Ray has {there:g}; give fewer with --workers")
-    files = ray.put({p.name: p.read_bytes() for p in Path(bundle).iterdir() if p.is_file()})
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a block is one part
-    context.execution_options.preserve_order = ordered
-    context.raise_original_map_exception = True
-    # What waits in the object store, whatever its size: some parts read, some answered, for each actor.
-    waiting = (4 + 4 * workers) * PART_BYTES
-    context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it announces its plan and its progress bars' absence
-    with DataContext.current(context):
-        parts = read_datasource(Parts(), override_num_blocks=1, num_cpus=0).map_batches(
-            Worker,
-            fn_constructor_kwargs={"plan": plan, "files": files, "threads": max(1, int(cpus))},
-            compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=cpus,
-            num_gpus=gpus or None,
-        )
-        try:
-            for batch in parts.iter_batches(batch_size=1, prefetch_batches=0, batch_format="pyarrow"):
-                cells = {name: batch.column(name)[0] for name in ("data", "rejects")}
-                numbers = {n: batch.column(n)[0].as_py() for n in ("index", "rows", "rejected")}
-                yield PartResult(
-                    numbers["index"], numbers["rows"], numbers["rejected"],
-                    cells["data"].as_buffer(), cells["rejects"].as_buffer(),
-                )  # fmt: skip
-        except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, SeekrayError):
-                cause = getattr(cause, "cause", None) or cause.__cause__
-            if cause is None:
-                raise
-            raise cause from error
+    return over_ray(read, Worker, {"plan": plan}, bundle, ordered=ordered, local=local, workers=workers, cpus=cpus, gpus=gpus)

@@ -62,6 +62,11 @@ class Generator:
         with torch.inference_mode():
             return self._family.generate(self.modules, self.schema, self.request(request))
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of what may be asked for."""
+        return tuple(self._family.Request.model_fields)
+
     def request(self, given: Mapping[str, Any]) -> Any:
         """A checked request. Raises UserError."""
         try:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from seekray.cli import jobs, models, project, runs, serve, training
+from seekray.cli import generate, jobs, models, project, runs, serve, training
 
 app = typer.Typer(
     name="seekray",
@@ -18,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
 )
-for module in (project, training, jobs):
+for module in (project, training, generate, jobs):
     module.add(app)
 app.add_typer(project.config, name="config", help="Show an experiment whole, or its JSON Schema.")
 app.add_typer(models.app, name="models", help="The model registry: versions, aliases, promotion.")

@@ -19,9 +19,10 @@ from seekray.data.batches import Batch, TableBatches, table_batches
 from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
 from seekray.data.prepare import Arrays, Prepared, prepare
-from seekray.errors import DataError
+from seekray.errors import DataError, UserError
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.layers import initialise
+from seekray.models.noise import normal, stream
 from seekray.models.optimizers import make_optimizer
 
 if TYPE_CHECKING:
@@ -46,8 +47,10 @@ def _network(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
 class GenRequest(ModelConfig):
     """What may be asked of a generator of rows."""
 
-    rows: int = Field(1, ge=1, le=10_000_000, description="how many")
+    rows: int = Field(1, ge=1, description="how many")
+    first: int = Field(0, ge=0, description="number of the first: rows are a stream that the seed fixes")
     seed: int = Field(0, ge=0, description="the same seed gives the same rows")
+    where: dict[str, Any] = Field({}, description="column: the value that every row shall have")
 
 
 class Gen:
@@ -123,9 +126,11 @@ class Gen:
 
     def generate(self, modules: Modules, schema: FeatureSchema, request: GenRequest) -> pa.Table:
         """Rows in the columns' own units."""
-        noise = torch.Generator().manual_seed(request.seed)
+        if request.where:
+            raise UserError(f"where: {', '.join(request.where)} given, which this model cannot be asked for", field="where")
         first = next(modules["generator"].parameters())
-        latent = torch.randn(request.rows, first.shape[1], generator=noise).to(first)
+        rows = torch.arange(request.first, request.first + request.rows, device=first.device)
+        latent = normal(stream(request.seed), rows, first.shape[1]).to(first)
         made = modules["generator"](latent).double().cpu().numpy()
         states = [f.state for f in schema.features]
         values = made[:, : len(states)] * [s["std"] for s in states] + [s["mean"] for s in states]

@@ -1,0 +1,67 @@
+"""Random numbers that are a function of where they are used, so that nothing depends on who draws them.
+
+A number is a hash of (stream, row, place in the row). A training step's noise depends on the step and on the
+numbers of the rows that it stands beside, so N workers draw what one draws; a generated row depends on the
+seed and its own number, so it is the same in any part, on any worker. SplitMix64's finaliser (Steele, Lea,
+Flood, OOPSLA 2014) in wrapping 64-bit integers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    value &= 2**64 - 1
+    return value - 2**64 if value >= 2**63 else value
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_ROW = _signed(0xD1B54A32D192ED03)
+_FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Logical shift to the right."""
+    shifted: Tensor = (x >> bits) & (2 ** (64 - bits) - 1)
+    return shifted
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * _FIRST
+    x = (x ^ _shifted(x, 27)) * _SECOND
+    return x ^ _shifted(x, 31)
+
+
+def _hashed(stream: int, rows: Tensor, size: int) -> Tensor:
+    """int64 (B, size), each bit as good as random."""
+    start = _mixed(rows.long() * _ROW + _signed(stream * _GOLDEN + 1))  # (B,)
+    places = torch.arange(1, size + 1, device=rows.device) * _GOLDEN
+    return _mixed(start[:, None] + places)
+
+
+def uniform(stream: int, rows: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, size) in the open interval (0, 1). stream: any integer; rows: int64 (B,) numbers of rows."""
+    return ((_shifted(_hashed(stream, rows, size), 40).double() + 0.5) * 2.0**-24).to(dtype)
+
+
+def normal(stream: int, rows: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, size) of the standard normal distribution (Box and Muller, 1958): two of each hash."""
+    half = -(-size // 2)
+    bits = _hashed(stream, rows, half)
+    first = (_shifted(bits, 40).to(dtype) + 0.5) * 2.0**-24
+    second = (bits & (2**24 - 1)).to(dtype) * (2 * math.pi * 2.0**-24)
+    radius = torch.sqrt(-2 * torch.log(first))
+    return torch.cat([radius * torch.cos(second), radius * torch.sin(second)], 1)[:, :size]
+
+
+def stream(*parts: int) -> int:
+    """One stream of several numbers, such as a seed and what the numbers are for."""
+    found = 0
+    for part in parts:
+        found = (found ^ (part & (2**64 - 1))) * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019
+        found = (found ^ (found >> 29)) & (2**64 - 1)
+    return found
