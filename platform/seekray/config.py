@@ -159,6 +159,8 @@ class Autoscaling(Strict):
     min: int = Field(1, ge=0, description="fewest replicas")
     max: int = Field(1, ge=1, description="most replicas")
     target: float = Field(8, gt=0, description="requests in flight that a replica should have")
+    up_after_s: float = Field(10, ge=0, description="how long the load must ask for more replicas before they start")
+    down_after_s: float = Field(300, ge=0, description="how long the load must ask for fewer before they end")
 
     @model_validator(mode="after")
     def _rules(self) -> Autoscaling:

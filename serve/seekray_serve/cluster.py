@@ -12,9 +12,12 @@ from pathlib import Path
 from seekray.errors import ClusterError
 from seekray_serve.dashboard import Dashboard
 
+ASK_TIMEOUT_S = 30
+# The GCS is asked itself, and no driver joins: that would have to run on a node of the cluster.
 _ASK = (
-    "import ray; c = ray.init(address={address!r}, log_to_driver=False, logging_level='ERROR');"
-    "print('dashboard', c.dashboard_url)"
+    "import sys; from ray._raylet import GcsClient;"
+    "found = GcsClient(address=sys.argv[1]).internal_kv_get(b'dashboard', b'dashboard', timeout=20);"
+    "print('dashboard', (found or b'').decode())"
 )
 
 
@@ -48,19 +51,20 @@ def find_cluster(address: str, host: str | None, port: int | None) -> Target:
 
 
 def _dashboard_of(address: str) -> str:
-    # In a process of its own: `ray.init` would bind this one to the cluster.
+    # In a process of its own: it imports ray, and the GCS client retries for minutes.
+    mode = {"RAY_AUTH_MODE": "token"} if _token() else {}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _ASK.format(address=address)],
-            capture_output=True, text=True, timeout=60, check=False,
+            [sys.executable, "-c", _ASK, address],
+            env=os.environ | mode, capture_output=True, text=True, timeout=ASK_TIMEOUT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"no Ray answers at {address} within 60 s") from error
+        raise ClusterError(f"no Ray answers at {address} within {ASK_TIMEOUT_S} s") from error
     for line in done.stdout.splitlines():
-        if line.startswith("dashboard "):
-            return f"http://{line.split()[1]}"
-    reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-    raise ClusterError(f"no Ray cluster at {address}: {reason[0]}")
+        if line.startswith("dashboard ") and (found := line.removeprefix("dashboard ").strip()):
+            return found if "://" in found else f"http://{found}"
+    reason = done.stderr.strip().splitlines()[-1:] or ["it has no dashboard"]
+    raise ClusterError(f"no Ray cluster with a dashboard at {address}: {reason[0]}")
 
 
 def _token() -> str | None:

@@ -46,6 +46,8 @@ class Dashboard:
                 return bytes(response.read())
         except urllib.error.HTTPError as error:
             text = error.read().decode(errors="replace")[:2000]
+            if error.code in (401, 403):
+                text += "; RAY_AUTH_TOKEN, or a file named by RAY_AUTH_TOKEN_PATH, must hold the cluster's token"
             raise ClusterError(f"Ray's dashboard refused ({error.code}): {text}") from error
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             raise ClusterError(f"Ray's dashboard at {self._address} does not answer: {error}") from error

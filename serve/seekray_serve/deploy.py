@@ -101,10 +101,10 @@ def down(settings: Settings, *, address: str | None = None) -> dict[str, Any]:
             target = find_cluster(address, None, None)
             described = target.dashboard.applications()["applications"]
             ours = sorted(_ours(described))
-            rest = [app["deployed_app_config"] for name, app in described.items() if name not in ours]
-            if ours and not rest:
+            if ours and described.keys() == set(ours):
                 target.dashboard.delete()
-            elif ours:
+            elif ours:  # what `serve.run` deployed has no configuration, and stays without being named
+                rest = [app for name, app in _deployed(target).items() if name not in ours]
                 target.dashboard.deploy(_config(rest, target.host, target.port))
             return {"stopped": ours}
         running = _running(settings, None)  # None also after a crash: what is left of it ends too

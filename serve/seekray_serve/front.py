@@ -89,7 +89,12 @@ class FrontApp(Application):
             status, _, body = await asyncio.wait_for(self._fetch("GET", f"{prefix}/v1/model"), 5)
         except (TimeoutError, RequestError):
             return None
-        return {**orjson.loads(body), "path": prefix} if status == 200 else None
+        try:
+            found = orjson.loads(body) if status == 200 else None
+        except orjson.JSONDecodeError:
+            return None
+        # On a shared cluster other people's applications answer at prefixes of their own.
+        return {**found, "path": prefix} if isinstance(found, dict) and found.get("name") == prefix[1:] else None
 
     async def models(self, scope: Scope, receive: Receive) -> Response:
         """The catalogue; `data` in the form that OpenAI's clients list."""

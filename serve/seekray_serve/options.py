@@ -24,6 +24,7 @@ class Limits:
 
 
 LIMITS = frozenset(limit.name for limit in dataclasses.fields(Limits))
+_SCALING = frozenset(("min", "max", "target", "up_after_s", "down_after_s"))
 _OTHERS = frozenset(("num_cpus", "num_gpus", "num_replicas", "autoscaling"))
 
 
@@ -37,8 +38,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         if type(options[name]) is not int:
             raise UserError(f"serve option {name!r} must be an integer, got {options[name]!r}", field=name)
     scaling = options.get("autoscaling") or {}
-    if unknown := sorted(scaling.keys() - {"min", "max", "target"}):
-        raise UserError(f"unknown autoscaling option {unknown[0]!r}; known are min, max, target", field=unknown[0])
+    if unknown := sorted(scaling.keys() - _SCALING):
+        names = ", ".join(sorted(_SCALING))
+        raise UserError(f"unknown autoscaling option {unknown[0]!r}; known are {names}", field=unknown[0])
     if scaling and options.get("num_replicas"):
         raise UserError("num_replicas and autoscaling exclude each other", field="num_replicas")
 
@@ -46,3 +48,22 @@ def check_options(options: Mapping[str, Any]) -> None:
 def limits(options: Mapping[str, Any]) -> Limits:
     """The limits among the options."""
     return Limits(**{name: options[name] for name in LIMITS & options.keys()})
+
+
+def autoscaling(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray Serve's `autoscaling_config` of the `autoscaling` section.
+
+    Serve averages the load over a window before its delays begin to count; the window follows the
+    delay here, so that replicas come when `up_after_s` says and not half a minute later.
+    """
+    up_after_s = float(options.get("up_after_s", 10))
+    window_s = min(30.0, max(2.0, up_after_s))
+    return {
+        "min_replicas": options.get("min", 1),
+        "max_replicas": options.get("max", 1),
+        "target_ongoing_requests": options.get("target", 8),
+        "upscale_delay_s": up_after_s,
+        "downscale_delay_s": float(options.get("down_after_s", 300)),
+        "look_back_period_s": window_s,
+        "metrics_interval_s": window_s / 4,
+    }

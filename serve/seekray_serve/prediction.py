@@ -25,7 +25,7 @@ from seekray_serve.http import (
 )
 from seekray_serve.inference_protocol import LENGTH_HEADER, InferenceProtocol
 from seekray_serve.model import BatchModel
-from seekray_serve.options import Limits, check_options
+from seekray_serve.options import Limits, autoscaling, check_options
 from seekray_serve.options import limits as limits_of
 from seekray_serve.rows import Answer, Job, RowReader
 
@@ -185,12 +185,8 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
         "graceful_shutdown_wait_loop_s": 0.2,
         "health_check_period_s": 5,
     }
-    if autoscaling := options.get("autoscaling"):
-        deployment["autoscaling_config"] = {
-            "min_replicas": autoscaling.get("min", 1),
-            "max_replicas": autoscaling.get("max", 1),
-            "target_ongoing_requests": autoscaling.get("target", 8),
-        }
+    if scaling := options.get("autoscaling"):
+        deployment["autoscaling_config"] = autoscaling(scaling)
     else:
         deployment["num_replicas"] = options.get("num_replicas") or 1
     return serve.deployment(**deployment)(serve.ingress()(Prediction)).bind()
