@@ -85,9 +85,10 @@ def seekray(
 
 @dataclass
 class Head:
-    """A running head of one machine."""
+    """A running head of one machine; its dashboard's URL is its address, `gcs` what drivers join."""
 
     address: str
+    gcs: str
     token_file: Path
     environment: dict[str, str]
     marked: Marked
@@ -135,7 +136,7 @@ def one_head(cpus: int = 2) -> Iterator[Head]:
             timeout=120,
             check=True,
         )
-        yield Head(f"http://127.0.0.1:{ports[1]}", token_file, env, marked)
+        yield Head(f"http://127.0.0.1:{ports[1]}", f"127.0.0.1:{ports[0]}", token_file, env, marked)
     except subprocess.CalledProcessError as error:
         raise AssertionError((folder / "log").read_text()) from error
     finally:

@@ -204,7 +204,7 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
 
 _PAGE = (
     """<!doctype html><html lang="en"><meta charset="utf-8"><title>seekray</title>
-<meta name="viewport" content="width=device-width"><style>"""
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><style>"""
     + STYLE
     + """</style>
 <h1>seekray</h1><p><a href="/v1/models">Catalogue</a> · <a href="/v2">Open Inference Protocol</a></p>
@@ -225,6 +225,7 @@ $("send").onclick = async () => {
 };
 (async () => { models = (await (await fetch("/v1/models")).json()).models;
   for (const m of models) $("model").add(new Option(m.name + (m.version ? " " + m.version : ""), m.name));
+  if (!models.length) $("answer").textContent = "no model answers; serve one with: seekray serve up MODEL";
   show(); })();
 </script></html>"""
 ).encode()

@@ -283,6 +283,8 @@ def _environment(instance: Instance, ports: list[int], binary: str | None) -> di
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS),
         # Time for HAProxy to leave a stopping replica; the default of 30 s is for far load balancers.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
+        # Ray runs its workers, so replicas and HAProxy too, at nice 15, behind whatever else the machine does.
+        "RAY_worker_niceness": "0",
         **STAY_ON_LOOPBACK,
     }
     if binary:

@@ -155,14 +155,14 @@ overflow:auto;white-space:pre-wrap}td,th{text-align:left;padding:.1rem 1rem .1re
 
 _PAGE = (
     """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{title}}</title>
-<meta name="viewport" content="width=device-width"><style>"""
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><style>"""
     + STYLE
     + """</style>
 <h1>{{title}}</h1><p>{{task}} · <a href="{{prefix}}/openapi.json">OpenAPI</a> ·
 <a href="{{prefix}}/v2">Open Inference Protocol</a></p>
 <h2>POST <code>{{prefix}}/v1/predict</code></h2>
 <textarea id="body" spellcheck="false" aria-label="request">{{example}}</textarea>
-<p><button id="send">Send</button> <button id="copy">Copy as curl</button></p><pre id="answer" aria-live="polite"></pre>
+<p><button id="send">Send</button> <button id="curl">Show as curl</button></p><pre id="answer" aria-live="polite"></pre>
 <h2>Features</h2><table><tr><th>name<th>kind<th>example{{rows}}</table>
 <script>
 const body = document.getElementById("body"), answer = document.getElementById("answer");
@@ -173,7 +173,7 @@ document.getElementById("send").onclick = async () => {
   try { answer.textContent = r.status + "\\n" + JSON.stringify(JSON.parse(text), null, 1); }
   catch { answer.textContent = r.status + "\\n" + text; }
 };
-document.getElementById("copy").onclick = () => { answer.textContent =
+document.getElementById("curl").onclick = () => { answer.textContent =
   "curl -s " + url + " -H 'content-type: application/json' -d '" + body.value.replace(/\\s*\\n\\s*/g, " ")
   .replaceAll("'", "'\\\\''") + "'"; };
 </script></html>"""

@@ -93,8 +93,9 @@ class PredictionApp(Application):
         )
 
     async def health(self, scope: Scope, receive: Receive) -> Response:
-        """This replica serves, and what."""
-        return json_response({"status": "ok", "model": self.predictor.name, "version": self.predictor.version})
+        """This replica serves, and what; `queued` requests wait in it, `rows` it has computed since it started."""
+        model = {"model": self.predictor.name, "version": self.predictor.version}
+        return json_response({"status": "ok", **model, "queued": self.batcher.queued, "rows": self.batcher.rows})
 
     async def infer(self, scope: Scope, receive: Receive) -> Response:
         """Open Inference Protocol: tensors in, tensors out, as JSON or as raw bytes after it."""

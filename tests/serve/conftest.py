@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,3 +184,29 @@ def serve_app() -> Callable[..., Any]:
         return asyncio.run(main())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two models, and a second version of one of them."""
+    if given := os.environ.get("SEEKRAY_TEST_BUNDLES"):  # folders digits1, digits2, wine
+        return {name: Path(given) / name for name in ("digits1", "digits2", "wine")}
+    from seekray.experiment_file import validate
+    from seekray.settings import read_settings
+    from seekray.trainer import train
+
+    settings = read_settings({"SEEKRAY_HOME": str(tmp_path_factory.mktemp("train"))})
+
+    def make(name: str, seed: int) -> Path:
+        raw = {
+            "name": name,
+            "family": "net",
+            "task": "classification",
+            "data": {"source": f"sample:{name}", "target": "label"},
+            "model": {"hidden_size": [32]},
+            "training": {"epochs": 2, "seed": seed},
+            "resources": {"workers": 0},
+        }
+        return Path(train(validate(raw), settings).bundle)
+
+    return {"digits1": make("digits", 1), "digits2": make("digits", 2), "wine": make("wine", 0)}

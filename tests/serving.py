@@ -1,0 +1,89 @@
+"""What the tests of real endpoints share: a client, a load, ports."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from seekray_serve import instance
+
+
+def free_port() -> int:
+    """A port on which nobody listens now."""
+    return instance.free_ports(1)[0]
+
+
+def sample(bundle: Path) -> list[dict[str, Any]]:
+    """The bundle's own rows."""
+    return json.loads((bundle / "sample.json").read_text())["rows"]
+
+
+def call(url: str, body: object = None, method: str | None = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    """Status and parsed answer (text where it is not JSON) of one request on a connection of its own."""
+    host, _, path = url.removeprefix("http://").partition("/")
+    connection = http.client.HTTPConnection(host, timeout=30)
+    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    method = method or ("GET" if body is None else "POST")
+    connection.request(method, "/" + path, data, {"content-type": "application/json", **(headers or {})})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    return answer.status, json.loads(text) if answer.getheader("content-type") == "application/json" else text
+
+
+class Load:
+    """Requests from several clients, half of them with kept connections, until the block ends.
+
+    Counts the versions that answered, and each failure by its own words.
+    """
+
+    def __init__(self, url: str, body: object, clients: int = 4) -> None:
+        self._host, _, self._path = url.removeprefix("http://").partition("/")
+        self._body = json.dumps(body)
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(i % 2 == 0,)) for i in range(clients)]
+        self.seen: Counter[str] = Counter()
+
+    def _run(self, keep: bool) -> None:
+        connection = None
+        while not self._stop.is_set():
+            try:
+                if connection is None or not keep:
+                    connection = http.client.HTTPConnection(self._host, timeout=30)
+                connection.request("POST", "/" + self._path, self._body, {"content-type": "application/json"})
+                answer = connection.getresponse()
+                text = answer.read()
+                self.seen[json.loads(text)["version"] if answer.status == 200 else f"status {answer.status}"] += 1
+                if answer.getheader("connection", "").lower() == "close":
+                    connection = None
+            except Exception as error:
+                self.seen[repr(error)] += 1
+                connection = None
+            time.sleep(0.002)
+
+    def __enter__(self) -> Counter[str]:
+        for thread in self._threads:
+            thread.start()
+        return self.seen
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def listening(pids: list[int]) -> list[tuple[str, int, int]]:
+    """Host, port and pid of every listening socket of these processes."""
+    found = []
+    for pid in pids:
+        for entry in psutil.Process(pid).net_connections("tcp"):
+            if entry.status == psutil.CONN_LISTEN:
+                found.append((entry.laddr.ip, entry.laddr.port, pid))
+    return found
