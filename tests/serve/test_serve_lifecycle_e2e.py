@@ -70,6 +70,7 @@ app = Other.bind()
 """
 
 
+@pytest.mark.slow
 def test_a_cluster_that_others_run_keeps_what_is_theirs(bundles, tmp_path, monkeypatch):
     settings, port = read_settings({"SEEKRAY_HOME": str(tmp_path / "home")}), free_port()
     (tmp_path / "others.py").write_text(OTHERS)
