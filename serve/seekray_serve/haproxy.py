@@ -23,8 +23,10 @@ PUBLIC_HOST = "SEEKRAY_PUBLIC_HOST"
 
 # `/v1/models/digits/predict` is `/digits/v1/predict`, and likewise for Open Inference Protocol.
 # Not for a model that is not served: no backend has its prefix, so the front door answers 404.
+# And no line a request to a syslog that is not there: `log global` of the defaults would send one.
 _FRONT_DOOR = r"""
-    # seekray: the front door's paths are the models' own
+    # seekray: no access log; the front door's paths are the models' own
+    no log
     http-request replace-path ^/v1/models/([^/]+)/predict$ /\1/v1/predict
     http-request replace-path ^/v2/models/([^/]+)(/.*)?$ /\1/v2/models/\1\2"""
 

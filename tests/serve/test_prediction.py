@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import tracemalloc
 from typing import Any
 
 import pytest
+
+from seekray_serve.front import FrontApp
 
 ROW = {"alcohol": 13.2, "ash": 2.1, "colour": "red"}
 
@@ -279,5 +282,21 @@ def test_the_documentation_names_the_features_and_its_example_works(predictor, s
     assert answer.status == 200
     text = page.body.decode()
     assert all(name in text for name in ROW)
-    assert "//" not in text.replace("http://", "//").split("<script>")[0]  # nothing is fetched from elsewhere
+    only_from_here(text)
     assert model.json()["classes"] == ["a", "b", "c"]
+
+
+def test_the_playground_fetches_nothing_from_elsewhere():
+    async def scenario():
+        return await FrontApp("http://127.0.0.1:1").playground({}, None)
+
+    text = asyncio.run(scenario()).body.decode()
+    assert "/v1/models" in text
+    only_from_here(text)
+
+
+def only_from_here(page: str) -> None:
+    """Every address in the page is a path of the same host, or data in the page itself."""
+    assert re.search(r"(https?:|wss?:|[\"'(]//)", page) is None, page
+    for address in re.findall(r"(?:src|href)\s*=\s*[\"']([^\"']*)", page):
+        assert address.startswith(("/", "#", "data:")), address
