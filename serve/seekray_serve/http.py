@@ -87,14 +87,15 @@ def json_response(value: object, status: int = 200) -> Response:
 def error_response(error: Exception, path: str = "") -> Response:
     """`{"error": {code, message, field}}` with the error's own status; a bug is a 500 without details.
 
-    Open Inference Protocol's clients expect a string: below `/v2` it is `{"error": message, code, field}`.
+    Open Inference Protocol's clients expect a string: below `/v2`, and below `/{model}/v2` where HAProxy made that of
+    the front door's path and found no such model, it is `{"error": message, code, field}`.
     """
     if not isinstance(error, SeekrayError):
         logger.error("request failed", exc_info=error)
         error = SeekrayError("the server failed on this request; its log says why")
     headers = error.headers if isinstance(error, RequestError) else None
     body: dict[str, object] = dict(error.as_json())
-    if path.startswith("/v2"):
+    if path.startswith("/v2") or "/v2/models/" in path:
         body = {"error": error.message, "code": error.code, "field": error.field}
     return Response(orjson.dumps(body), error.http_status, headers=headers)
 

@@ -32,6 +32,7 @@ def test_only_the_public_address_leaves_loopback(public, bind):
     assert sorted(binds) == sorted(["127.0.0.1:9101", "127.0.0.1:8404", f"{bind}:8000"])
     assert "mode 666" not in text
     assert "errorfile 503 /x/503.http" in text
+    assert re.search(r"frontend http_frontend\n\s+bind .*\n(\s+#.*\n)?\s+no log\n", text)
 
 
 def test_a_template_that_was_not_foreseen_is_refused():

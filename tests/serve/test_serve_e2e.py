@@ -87,6 +87,8 @@ def test_tritons_client_unchanged(served, bundles, prefix):
     assert numpy.allclose(found.as_numpy("probability"), wanted, atol=1e-6)
     with pytest.raises(triton.InferenceServerException, match="missing"):
         client.infer("wine", inputs[:1])
+    with pytest.raises(triton.InferenceServerException, match="beer"):
+        client.infer("beer", inputs)
 
 
 def test_every_http_port_is_on_loopback(served):
