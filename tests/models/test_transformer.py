@@ -3,33 +3,15 @@
 from __future__ import annotations
 
 import math
-from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from small_lm import SHAPES, small
 from torch import Tensor
 
-from seekray.models.transformer import Attention, Cache, Transformer, TransformerConfig, sinusoids
-
-SHAPES: list[dict[str, Any]] = [
-    {"position": position, "norm": norm, "norm_first": first, "ffn": ffn, "bias": norm == "layer", "tie_embeddings": first}
-    for position, (norm, ffn), first in product(
-        ("sinusoidal", "learned", "rope"), (("layer", "relu"), ("layer", "gelu"), ("rms", "swiglu")), (True, False)
-    )
-]
-
-
-def small(**model: Any) -> Transformer:
-    """A model whose weights are large enough for positions to matter."""
-    torch.manual_seed(3)
-    given = {"hidden_size": 24, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 40, "context_length": 16}
-    net = Transformer(TransformerConfig(**given | model)).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    return net.double()
+from seekray.models.transformer import Attention, Transformer, TransformerConfig, sinusoids
 
 
 def tokens(*shape: int, seed: int = 0) -> Tensor:
@@ -67,7 +49,7 @@ def test_heads_and_groups_are_the_formula() -> None:
 
 @pytest.mark.parametrize("model", SHAPES, ids=lambda m: "-".join(map(str, m.values())))
 def test_no_position_sees_a_later_one(model: dict[str, Any]) -> None:
-    net, given = small(**model), tokens(2, 9)
+    net, given = small(**model).double(), tokens(2, 9)
     changed = given.clone()
     changed[:, 5:] = (changed[:, 5:] + 1) % 40
     before, after = net(given), net(changed)
@@ -78,24 +60,8 @@ def test_no_position_sees_a_later_one(model: dict[str, Any]) -> None:
     assert both[:, 0].abs().max() > 1e-6  # without the mask the first position sees the last
 
 
-@pytest.mark.parametrize("model", SHAPES, ids=lambda m: "-".join(map(str, m.values())))
-def test_cache_gives_the_same_logits(model: dict[str, Any]) -> None:
-    net, given = small(**model), tokens(3, 12)
-    lengths = torch.tensor([4, 7, 1])
-    cache = Cache(net.config, batch=3, size=14, dtype=torch.float64)
-    first = net(given[:, :7], lengths=lengths, cache=cache)  # prompts of three lengths, padded on the right
-    whole = net(given)
-    for row, length in enumerate(lengths):
-        torch.testing.assert_close(first[row, :length], whole[row, :length], rtol=0, atol=1e-12)
-    for step in range(5):
-        at = lengths + step
-        one = net(given[torch.arange(3), at][:, None], cache=cache)
-        torch.testing.assert_close(one[:, 0], whole[torch.arange(3), at], rtol=0, atol=1e-12)
-    assert cache.lengths.tolist() == [9, 12, 6]
-
-
 def test_padding_changes_no_answer() -> None:
-    net, given = small(), tokens(2, 9)
+    net, given = small().double(), tokens(2, 9)
     padded = net(given, causal=False, lengths=torch.tensor([9, 4]))
     torch.testing.assert_close(padded[1, :4], net(given[1:, :4], causal=False)[0], rtol=0, atol=1e-12)
 
@@ -120,7 +86,7 @@ def test_sinusoids() -> None:
 def test_checkpointing_changes_no_gradient() -> None:
     grads = []
     for on in (False, True):
-        net = small().train()
+        net = small().double().requires_grad_().train()
         net.checkpointing = on
         net(tokens(2, 8)).square().mean().backward()
         grads.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
@@ -144,6 +110,3 @@ def test_room() -> None:
     net = small()
     with pytest.raises(ValueError, match="17 positions given, there is room for 16"):
         net(tokens(1, 17))
-    cache = Cache(net.config, 1, 8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="there is room for 8"):
-        net(tokens(1, 9), cache=cache)

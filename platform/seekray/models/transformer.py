@@ -73,39 +73,6 @@ class TransformerConfig(ModelConfig):
         return 32 * math.ceil(self.hidden_size * 8 / 3 / 32) if self.ffn == "swiglu" else 4 * self.hidden_size
 
 
-class Cache:
-    """Keys and values of positions already seen, preallocated: 2 × (L, B, G, S, D), and how many each sequence has.
-
-    lengths: (B,) int64. Sequences in a batch may have different lengths; what lies past a length is never looked at.
-    """
-
-    def __init__(
-        self,
-        config: TransformerConfig,
-        batch: int,
-        size: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        shape = (config.num_layers, batch, config.kv_heads, size, config.head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-
-    @property
-    def size(self) -> int:
-        """S, the positions that there is room for."""
-        return self.k.shape[3]
-
-    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, end: int) -> tuple[Tensor, Tensor]:
-        """Put k, v (B, G, T, D) at positions (B, T); returns all keys and values up to `end`, (B, G, end, D)."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        self.k[layer].transpose(1, 2)[rows, positions] = k.transpose(1, 2)
-        self.v[layer].transpose(1, 2)[rows, positions] = v.transpose(1, 2)
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-
 def rope_tables(config: TransformerConfig) -> Tensor:
     """cos and sin of position × frequency, (2, context_length, D / 2) (arXiv:2104.09864)."""
     frequencies = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
@@ -114,7 +81,7 @@ def rope_tables(config: TransformerConfig) -> Tensor:
 
 
 def rotate(x: Tensor, tables: Tensor) -> Tensor:
-    """Turn the pairs (i, i + D/2) of heads x (B, H, T, D) by cos and sin (2, [B, 1,] T, D/2)."""
+    """Turn the pairs (i, i + D/2) of heads x (B, H, T, D) by cos and sin (2, T, D/2)."""
     cos, sin = tables.to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
@@ -145,20 +112,11 @@ class Attention(nn.Module):
         return q, k, v
 
     def forward(
-        self,
-        x: Tensor,
-        *,
-        causal: bool,
-        mask: Tensor | None = None,
-        rope: Tensor | None = None,
-        cache: tuple[Cache, int, Tensor, int] | None = None,
+        self, x: Tensor, *, causal: bool, mask: Tensor | None = None, rope: Tensor | None = None
     ) -> Tensor:  # (B, T, C) -> (B, T, C)
         q, k, v = self.project(x)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        if cache is not None:
-            store, layer, positions, end = cache
-            k, v = store.write(layer, k, v, positions, end)
         if self.kv_heads != self.heads:
             k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
         y = F.scaled_dot_product_attention(  # (B, H, T, D)
@@ -196,18 +154,11 @@ class Block(nn.Module):
         self.attention, self.ffn = Attention(config), FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        causal: bool,
-        mask: Tensor | None,
-        rope: Tensor | None,
-        cache: tuple[Cache, int, Tensor, int] | None = None,
-    ) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor, causal: bool, mask: Tensor | None, rope: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
         if self.norm_first:
-            x = x + self.dropout(self.attention(self.attention_norm(x), causal=causal, mask=mask, rope=rope, cache=cache))
+            x = x + self.dropout(self.attention(self.attention_norm(x), causal=causal, mask=mask, rope=rope))
             return x + self.dropout(self.ffn(self.ffn_norm(x)))  # type: ignore[no-any-return]
-        x = self.attention_norm(x + self.dropout(self.attention(x, causal=causal, mask=mask, rope=rope, cache=cache)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, causal=causal, mask=mask, rope=rope)))
         return self.ffn_norm(x + self.dropout(self.ffn(x)))  # type: ignore[no-any-return]
 
 
@@ -252,21 +203,17 @@ class Transformer(nn.Module):
             x = x * math.sqrt(self.config.hidden_size) + self.waves[positions]  # type: ignore[index]
         return self.dropout(x)  # type: ignore[no-any-return]
 
-    def hidden(
-        self, tokens: Tensor, *, causal: bool = True, lengths: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, *, causal: bool = True, lengths: Tensor | None = None) -> Tensor:
         """States before the output layer, (B, T) -> (B, T, C).
 
         causal: a position sees itself and what is before it; else it sees all.
         lengths: (B,) tokens of each sequence, the rest being padding on the right that no other position sees
             (under `causal` none would, so that nothing needs masking).
-        cache: sequences go on from `cache.lengths`; with `lengths` each grows by its own, else by T.
-        Raises ValueError beyond `context_length` or the cache's size.
+        Raises ValueError beyond `context_length`. (`decoding` is for making tokens: it keeps keys and values.)
         """
-        T = tokens.shape[1]
-        if cache is not None:
-            return self._cached(tokens, lengths, cache)
-        self._room(T, self.config.context_length)
+        T, room = tokens.shape[1], self.config.context_length
+        if room < T:
+            raise ValueError(f"{T} positions given, there is room for {room}")
         mask = None
         if lengths is not None and not causal:
             mask = (torch.arange(T, device=tokens.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, T)
@@ -279,34 +226,13 @@ class Transformer(nn.Module):
                 x = block(x, causal, mask, rope)
         return self.norm(x)  # type: ignore[no-any-return]
 
-    def _cached(self, tokens: Tensor, lengths: Tensor | None, cache: Cache) -> Tensor:
-        T = tokens.shape[1]
-        positions = cache.lengths[:, None] + torch.arange(T, device=tokens.device)  # (B, T)
-        end = int(positions[:, -1].max()) + 1
-        self._room(end, min(self.config.context_length, cache.size))
-        # A new position sees what its own sequence has, up to itself.
-        mask = (torch.arange(end, device=tokens.device) <= positions[..., None])[:, None]  # (B, 1, T, end)
-        rope = None if self.rope is None else self.rope[:, positions][:, :, None]  # type: ignore[index]
-        x = self.embed(tokens, positions)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, True, mask, rope, (cache, layer, positions, end))
-        cache.lengths += T if lengths is None else lengths
-        return self.norm(x)  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _room(given: int, room: int) -> None:
-        if given > room:
-            raise ValueError(f"{given} positions given, there is room for {room}")
-
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)."""
         return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
 
-    def forward(
-        self, tokens: Tensor, *, causal: bool = True, lengths: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, *, causal: bool = True, lengths: Tensor | None = None) -> Tensor:
         """Logits, (B, T) -> (B, T, V); see `hidden`."""
-        return self.logits(self.hidden(tokens, causal=causal, lengths=lengths, cache=cache))
+        return self.logits(self.hidden(tokens, causal=causal, lengths=lengths))
 
 
 def _norm(config: TransformerConfig) -> nn.Module:

@@ -1,0 +1,44 @@
+"""Small language models, randomly initialised, and a tokenizer of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import torch
+
+from seekray.models.transformer import Transformer, TransformerConfig
+
+SHAPES: list[dict[str, Any]] = [
+    {"position": position, "norm": norm, "norm_first": first, "ffn": ffn, "bias": norm == "layer", "tie_embeddings": first}
+    for position, (norm, ffn), first in product(
+        ("sinusoidal", "learned", "rope"), (("layer", "relu"), ("layer", "gelu"), ("rms", "swiglu")), (True, False)
+    )
+]
+
+
+def small(**model: Any) -> Transformer:
+    """A model whose weights are large enough for positions to matter."""
+    torch.manual_seed(3)
+    given = {"hidden_size": 24, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "vocab_size": 40, "context_length": 16}
+    net = Transformer(TransformerConfig(**given | model)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return net.requires_grad_(False)
+
+
+class Bytes:
+    """A token a byte of UTF-8; 256 ends a text."""
+
+    end = 256
+    size = 257
+
+    def encode(self, texts: Sequence[str], *, special: bool = False) -> list[list[int]]:
+        """Ids of each text."""
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, the end left out."""
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
