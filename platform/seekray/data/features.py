@@ -19,6 +19,7 @@ from seekray.data.columns import Columns, as_columns, missing_column
 from seekray.data.media import ImageBlock, TextBlock
 from seekray.data.parse import Array, Rejects
 from seekray.data.schema import Prediction
+from seekray.data.sequences import RAGGED, SequenceBlock, pad
 from seekray.data.targets import encode_targets
 from seekray.errors import DataError
 
@@ -43,7 +44,8 @@ DENSE_BLOCKS: dict[str, type[Any]] = {
 class Feature:
     """One column the model reads.
 
-    kind: numeric, categorical, boolean, timestamp, text, image or vector. size: a vector's length.
+    kind: numeric, categorical, boolean, timestamp, text, image, vector, sequence or characters. size: a vector's
+    length, a sequence's channels.
     example: a JSON value of the training rows. state: what was fitted, as JSON.
     """
 
@@ -75,13 +77,17 @@ class FeatureSchema:
     rows: int = 0
     _blocks: list[Block] = field(init=False, repr=False, compare=False)
     _categorical: CategoricalBlock = field(init=False, repr=False, compare=False)
+    _sequences: SequenceBlock | None = field(init=False, repr=False, compare=False)
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        by_kind = {kind: [f for f in self.features if f.kind == kind] for kind in (*DENSE_BLOCKS, "categorical")}
+        kinds = (*DENSE_BLOCKS, "categorical", "sequence", "characters")
+        by_kind = {kind: [f for f in self.features if f.kind == kind] for kind in kinds}
         blocks: list[Block] = [DENSE_BLOCKS[kind](by_kind[kind]) for kind in DENSE_BLOCKS if by_kind[kind]]
         object.__setattr__(self, "_blocks", blocks)
         object.__setattr__(self, "_categorical", CategoricalBlock(by_kind["categorical"]))
+        ragged = (by_kind["sequence"], by_kind["characters"])
+        object.__setattr__(self, "_sequences", SequenceBlock(*ragged) if any(ragged) else None)
         object.__setattr__(self, "_names", tuple(f.name for f in self.features))
 
     @property
@@ -95,6 +101,16 @@ class FeatureSchema:
         return self._categorical.cardinalities
 
     @property
+    def channels(self) -> int:
+        """C of `inputs["sequence"]`, 0 where there is none."""
+        return self._sequences.channels if self._sequences else 0
+
+    @property
+    def vocabulary(self) -> tuple[int, ...]:
+        """Number of indices of each column of `inputs["symbols"]`, 0 (unknown) included."""
+        return self._sequences.vocabulary if self._sequences else ()
+
+    @property
     def num_outputs(self) -> int:
         """Classes, targets of multilabel, 1 for regression; the size of a row where nothing is predicted."""
         if self.task == "regression":
@@ -102,28 +118,37 @@ class FeatureSchema:
         return len(self.classes) if self.classes else self.dense_size
 
     def arrays(self, columns: Any) -> dict[str, Array]:
-        """`transform` as NumPy arrays."""
+        """`transform` as NumPy arrays; sequences are flat (S, …), with `offsets` (B+1,)."""
         given = as_columns(columns)
         try:
             rows = self._count(given)
             dense = [block.transform(given, rows) for block in self._blocks]
             categorical = self._categorical.transform(given, rows)
+            ragged = self._sequences.transform(given, rows) if self._sequences else {}
         except KeyError as error:
             raise missing_column(error.args[0], list(given)) from None
         if len(dense) == 1:
-            return {"dense": dense[0], "categorical": categorical}
+            return {"dense": dense[0], "categorical": categorical} | ragged
         joined = np.concatenate(dense, axis=1) if dense else np.zeros((rows, 0), dtype=np.float32)
-        return {"dense": joined, "categorical": categorical}
+        return {"dense": joined, "categorical": categorical} | ragged
 
     def transform(self, columns: Any) -> dict[str, Tensor]:
         """{"dense": float32 (B, D), "categorical": int64 (B, K)} of a table or a mapping of columns.
+
+        With sequences also "length" int64 (B,) and, padded with zeros, "sequence" float32 (B, T, C) and "symbols"
+        int64 (B, T, K).
 
         Columns may come in any order, and others beside them. Raises DataError with the column, the
         row number and the value for what cannot be read, and where a column is missing.
         """
         from torch import from_numpy
 
-        return {name: from_numpy(array) for name, array in self.arrays(columns).items()}
+        tensors = {name: from_numpy(array) for name, array in self.arrays(columns).items()}
+        if (offsets := tensors.pop("offsets", None)) is None:
+            return tensors
+        starts, lengths = offsets[:-1], offsets.diff()
+        padded = {name: pad(tensors[name], starts, lengths) for name in RAGGED if name in tensors}
+        return tensors | padded | {"length": lengths}
 
     def _count(self, columns: Columns) -> int:
         found = [columns[name] for name in self._names]

@@ -15,6 +15,7 @@ from seekray.data.kinds import infer_kinds
 from seekray.data.media import example_image, fit_image, fit_text, images, texts
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Column, Rejects, as_array, booleans, is_arrow, is_missing, numbers, vectors
+from seekray.data.sequences import fit_characters, fit_sequence, sequences
 from seekray.data.targets import fit_targets
 from seekray.data.times import seconds, times
 from seekray.errors import DataError
@@ -24,7 +25,7 @@ def typed(column: Column, name: str, kind: str, options: FeatureOptions, rejects
     """A column read once as what its kind needs, so that fitting and transforming need not read it again.
 
     numeric, boolean: float64 (N,). timestamp: datetime64. vector: float64 (N, size). image: uint8
-    (N, H * W * C). categorical, text: the Arrow column. Values that cannot be read go to `rejects`.
+    (N, H * W * C). sequence: Ragged. categorical, text, characters: the Arrow column. Values that cannot be read go to `rejects`.
     """
     if kind == "numeric":
         return numbers(column, name, rejects)
@@ -36,7 +37,9 @@ def typed(column: Column, name: str, kind: str, options: FeatureOptions, rejects
         return vectors(column, None, name, rejects)
     if kind == "image":
         return images(column, name, options.size, options.channels, rejects)
-    if kind == "text":
+    if kind == "sequence":
+        return sequences(column, None, name, rejects)
+    if kind in ("text", "characters"):
         texts(column, name, rejects)
     return as_array(column) if is_arrow(column) else column
 
@@ -118,6 +121,13 @@ def _fit_feature(name: str, kind: str, column: Any, raw: Any, options: FeatureOp
         size = values.shape[1]
         known = values[np.isfinite(values).all(1)][:1]
         example = known[0].tolist() if len(known) else [0.0] * size
+    elif kind == "sequence":
+        ragged = sequences(column, None, name, Rejects())
+        state, notes = fit_sequence(ragged)
+        size = ragged.values.shape[1]
+    elif kind == "characters":
+        state, notes = fit_characters(texts(column, name, Rejects()), options)
+        example = example if isinstance(example, str) else "a text"
     elif kind == "text":
         state, notes = fit_text(texts(column, name, Rejects()), options)
         example = example if isinstance(example, str) else "a text"

@@ -69,7 +69,12 @@ def infer(name: str, array: Any) -> Inferred:
     if is_bytes(kind):
         return Inferred(name, "image", "binary values")
     if is_list(kind) and is_number(kind.value_type):
+        lengths = pc.list_value_length(array).drop_null()
+        if pc.count_distinct(lengths).as_py() > 1:
+            return Inferred(name, "sequence", "lists of numbers of different lengths")
         return Inferred(name, "vector", "lists of numbers")
+    if is_list(kind) and is_list(kind.value_type) and is_number(kind.value_type.value_type):
+        return Inferred(name, "sequence", "lists of lists of numbers")
     raise DataError(f"column {name!r} holds {kind} values, which no feature kind reads; put it into data.exclude", field=name)
 
 

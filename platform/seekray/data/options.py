@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Kind = Literal["numeric", "categorical", "boolean", "timestamp", "text", "image", "vector"]
+Kind = Literal["numeric", "categorical", "boolean", "timestamp", "text", "image", "vector", "sequence", "characters"]
 
 
 class Options(BaseModel):
@@ -19,7 +19,9 @@ class FeatureOptions(Options):
     """How one column becomes numbers; everything has a default."""
 
     kind: Kind | None = Field(None, description="null: inferred from the column's type and values")
-    max_categories: int = Field(1000, ge=1, description="categorical: the most frequent are kept, the rest is `other`")
+    max_categories: int = Field(
+        1000, ge=1, description="categorical, characters: the most frequent are kept, the rest is `other`"
+    )
     buckets: int = Field(1024, ge=2, description="text: number of hashed n-gram buckets")
     ngrams: tuple[int, int] = Field((1, 2), description="text: shortest and longest n-gram")
     analyzer: Literal["word", "char"] = Field("word", description="text: n-grams of words or of characters")

@@ -19,6 +19,7 @@ from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, is_text, numbers, shown
 from seekray.data.schema import Schema
+from seekray.data.sequences import ends
 from seekray.data.source import Source
 from seekray.data.sources import open_source
 from seekray.data.targets import encode_targets, fit_targets, read_targets
@@ -38,14 +39,16 @@ class Dataset(Protocol):
 class Arrays:
     """Rows ready for a model.
 
-    inputs: `dense` float32 (N, D) and `categorical` int64 (N, K). targets: see
-    `FeatureSchema.encode_targets`; None without targets. rows: int64 (N,) row numbers in the source,
+    inputs: `dense` float32 (N, D) and `categorical` int64 (N, K); with sequences also `sequence` float32 (S, C)
+    and `symbols` int64 (S, K), the steps of all rows one after another, row i's from offsets[i] to offsets[i + 1].
+    targets: see `FeatureSchema.encode_targets`; None without targets. rows: int64 (N,) row numbers in the source,
     from 0, the header not counted.
     """
 
     inputs: dict[str, Array]
     targets: Array | None
     rows: Array
+    offsets: Array | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,9 +94,10 @@ def used_columns(data: Data, names: list[str]) -> list[str]:
     return [name for name in names if name in used]
 
 
-def prepare(data: Data, task: str) -> Prepared:
+def prepare(data: Data, task: str, prefer: Mapping[str, str] | None = None) -> Prepared:
     """Read, check, split, fit and transform.
 
+    prefer: kind that would be inferred -> kind that the family reads such columns as.
     Raises DataError for data that cannot be used; rows that cannot be are an error too, or with
     `data.on_bad_row: skip` left out and listed.
     """
@@ -104,14 +108,17 @@ def prepare(data: Data, task: str) -> Prepared:
     # Hashing lets go of the interpreter: it takes the other core while the columns are read.
     with ThreadPoolExecutor(1) as pool:
         content = pool.submit(content_hash, table)
-        return _prepared(data, task, source, table, content)
+        return _prepared(data, task, source, table, content, prefer or {})
 
 
-def _prepared(data: Data, task: str, source: Source, table: pa.Table, content: Future[str]) -> Prepared:
+def _prepared(
+    data: Data, task: str, source: Source, table: pa.Table, content: Future[str], prefer: Mapping[str, str]
+) -> Prepared:
     guesses = infer_kinds(table, data)
     if not guesses:
         raise nothing_to_learn_from()
-    kinds = {guess.name: guess.kind for guess in guesses}
+    given = {name for name, options in (data.features or {}).items() if options.kind}
+    kinds = {g.name: g.kind if g.name in given else prefer.get(g.kind, g.kind) for g in guesses}
     rejects = Rejects(strict=False)
     columns = _read(table, kinds, data, rejects)
     read_targets(task, data.targets, as_columns(table), rejects)
@@ -242,14 +249,20 @@ def _arrays(schema: FeatureSchema, columns: Mapping[str, Any], index: Array, row
         "dense": np.empty((len(index), schema.dense_size), dtype=np.float32),
         "categorical": np.empty((len(index), len(schema.cardinalities)), dtype=np.int64),
     }
+    ragged: dict[str, list[Array]] = {}
     for start in range(0, len(index), CHUNK):
         part = schema.arrays(_take({f.name: columns[f.name] for f in schema.features}, index[start : start + CHUNK]))
         for name, array in part.items():
-            inputs[name][start : start + CHUNK] = array
+            if name in inputs:
+                inputs[name][start : start + CHUNK] = array
+            else:
+                ragged.setdefault(name, []).append(np.diff(array) if name == "offsets" else array)
+    offsets = ends(np.concatenate(ragged.pop("offsets"))) if ragged else None
+    inputs |= {name: np.concatenate(parts) for name, parts in ragged.items()}
     targets = None
     if schema.targets:
         targets = encode_targets(schema, _take({t: columns[t] for t in schema.targets}, index), Rejects())
-    return Arrays(inputs, targets, row_numbers[index])
+    return Arrays(inputs, targets, row_numbers[index], offsets)
 
 
 def _no_test(held_out_name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""scikit-learn's small data sets, read from its package files.
+"""The samples: scikit-learn's small data sets here, sequences in their own file.
 
 scikit-learn itself is not imported: it brings SciPy and costs a second that no training step needs.
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import difflib
 import gzip
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from seekray.data.package_data import Sample, package_file
+from seekray.data.sequence_samples import SEQUENCES
 from seekray.errors import DataError
 
 WINE = [
@@ -30,24 +28,8 @@ BREAST_CANCER = [f"mean_{n}" for n in CELL] + [f"{n}_error" for n in CELL] + [f"
 DIABETES = ["age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6"]
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A sample's table and where it comes from."""
-
-    read: Callable[[], pa.Table]
-    rows: int
-    description: str
-
-
-def _file(name: str) -> Path:
-    spec = find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError("sample: data needs scikit-learn; pip install scikit-learn")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "data" / name
-
-
 def _numbers(name: str, delimiter: str | None = ",", skip: int = 0) -> np.ndarray[Any, np.dtype[np.float64]]:
-    raw = _file(name).read_bytes()
+    raw = package_file("sklearn", f"datasets/data/{name}", install="scikit-learn").read_bytes()
     text = (gzip.decompress(raw) if name.endswith(".gz") else raw).decode()
     lines = text.splitlines()[skip:]
     return np.array([[float(v) for v in line.split(delimiter)] for line in lines if line], dtype=np.float64)
@@ -75,7 +57,7 @@ def _diabetes() -> pa.Table:
     return _table(DIABETES, features, "progression", _numbers("diabetes_target.csv.gz", delimiter=None)[:, 0])
 
 
-SAMPLES = {
+SAMPLES: dict[str, Sample] = {
     "digits": Sample(
         _digits,
         1797,
@@ -99,7 +81,7 @@ SAMPLES = {
         "Diabetes (B. Efron, T. Hastie, I. Johnstone, R. Tibshirani, Least Angle Regression, 2004), in its own "
         "units, as shipped with scikit-learn; BSD-3-Clause",
     ),
-}
+} | SEQUENCES
 
 
 def sample(name: str) -> Sample:

@@ -14,7 +14,8 @@ from seekray.data.csv_source import COMPRESSED, CsvSource
 from seekray.data.files import ArrowSource, ImageSource, ParquetSource
 from seekray.data.json_source import JsonSource
 from seekray.data.options import Data
-from seekray.data.samples import Sample, sample
+from seekray.data.package_data import Sample
+from seekray.data.samples import sample
 from seekray.data.source import BATCH_ROWS, Source, SourceFile, Types, reading
 from seekray.errors import DataError
 from seekray.storage import filesystem
@@ -30,7 +31,7 @@ EXPECTED = "CSV (.csv, .tsv), Parquet, JSON lines (.jsonl), Arrow IPC (.arrow), 
 
 
 class SampleSource(Source):
-    """A data set that scikit-learn brings."""
+    """A data set that an installed package brings."""
 
     def __init__(self, found: Sample) -> None:
         super().__init__(found.description)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FAMILIES: dict[str, str] = {
     "net": "seekray.models.net:Net",
+    "rec": "seekray.models.rec:Rec",
     "gen": "seekray.models.gen:Gen",
 }
 

@@ -1,0 +1,170 @@
+"""DeepSeek-Rec: the recurrent network, for classifying sequences, labelling their steps and forecasting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seekray.data.batches import Batch
+from seekray.data.features import FeatureSchema
+from seekray.data.options import Data
+from seekray.data.prepare import Arrays, Prepared, prepare
+from seekray.data.sequence_batches import SequenceBatches
+from seekray.errors import DataError
+from seekray.models.family import ModelConfig, Modules, StepSession
+from seekray.models.layers import initialise
+from seekray.models.optimizers import make_optimizer
+from seekray.models.recurrent import Cell, Nonlinearity, Pooling, Recurrent, State, embeddings
+
+if TYPE_CHECKING:
+    from seekray.config import Training
+
+
+class RecConfig(ModelConfig):
+    """DeepSeek-Rec's shape and loss."""
+
+    cell: Cell = Field("gru", description="elman is the source's")
+    nonlinearity: Nonlinearity = Field("sigmoid", description="elman only; sigmoid is the source's")
+    hidden_size: int = Field(64, ge=1, description="size of a layer's state, in each direction")
+    num_layers: int = Field(1, ge=1, description="layers one above another")
+    bidirectional: bool = Field(False, description="also read from the end; not for streams")
+    dropout: float = Field(0.0, ge=0, lt=1, description="between layers, and before the output")
+    input_dropout: float = Field(0.0, ge=0, lt=1, description="on the inputs of each step")
+    pooling: Literal["last", "mean", "attention"] = Field("last", description="classification, forecast: of a row's states")
+    embedding_size: int | None = Field(None, ge=1, description="of characters and categoricals; null: by their number")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="classification and labelling")
+    quantiles: tuple[float, ...] = Field((0.1, 0.5, 0.9), description="forecast: what is predicted, the median among them")
+    anchor: Literal["last", "none"] = Field("last", description="forecast: last learns the change from the last value")
+
+    @model_validator(mode="after")
+    def _rules(self) -> RecConfig:
+        ordered = all(a < b for a, b in zip((0.0, *self.quantiles), (*self.quantiles, 1.0), strict=True))
+        if not ordered or 0.5 not in self.quantiles:
+            raise ValueError(f"model.quantiles: {self.quantiles} given, expected rising numbers between 0 and 1 with 0.5")
+        return self
+
+
+class SequenceNet(nn.Module):
+    """{"sequence": (B, T, C), "symbols": (B, T, K), "length": (B,), "dense": (B, D), "categorical": (B, J)} -> outputs.
+
+    Outputs: (B, classes), or of labelling (B, T, classes), or of a forecast (B, horizon * quantiles).
+    """
+
+    def __init__(self, config: RecConfig, schema: FeatureSchema) -> None:
+        super().__init__()
+        self.task, self.config = schema.task, config
+        self.symbols = embeddings(schema.vocabulary, config.embedding_size)
+        self.categories = embeddings(schema.cardinalities, config.embedding_size)
+        inputs = schema.channels + sum(e.embedding_dim for e in self.symbols)  # type: ignore[misc]
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.recurrent = Recurrent(
+            inputs, config.hidden_size, cell=config.cell, nonlinearity=config.nonlinearity, num_layers=config.num_layers,
+            bidirectional=config.bidirectional, dropout=config.dropout,
+        )  # fmt: skip
+        self.pooling = Pooling(config.pooling, self.recurrent.size)
+        static = schema.dense_size + sum(e.embedding_dim for e in self.categories)  # type: ignore[misc]
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = initialise(nn.Linear(self.recurrent.size + static, schema.num_outputs), None)
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self.run(inputs, None)[0]
+
+    def run(self, inputs: Mapping[str, Tensor], state: State | None) -> tuple[Tensor, State]:
+        """Outputs, and the state to go on from."""
+        parts = [inputs["sequence"]] if "sequence" in inputs else []
+        parts += [e(inputs["symbols"][..., i]) for i, e in enumerate(self.symbols)]
+        x = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        length = inputs["length"].cpu()
+        states, last = self.recurrent(self.input_dropout(x), length, state)
+        static = [inputs["dense"]] + [e(inputs["categorical"][:, i]) for i, e in enumerate(self.categories)]
+        if self.task == "labelling":
+            static = [s[:, None].expand(-1, states.shape[1], -1) for s in static]
+        else:
+            states = self.pooling(states, last, length)
+        known = [s for s in static if s.shape[-1]]
+        pooled = torch.cat([states, *known], dim=-1) if known else states
+        outputs: Tensor = self.head(self.dropout(pooled))
+        return outputs, last
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each row, (B,); of labelling the sum over its labelled steps."""
+        if self.task == "classification":
+            return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config.label_smoothing)
+        smoothing = self.config.label_smoothing
+        flat = F.cross_entropy(
+            outputs.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-1, label_smoothing=smoothing
+        )
+        return flat.view(targets.shape).sum(1)
+
+
+class Rec:
+    """The family `rec`."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    Config: ClassVar[type[ModelConfig]] = RecConfig
+
+    def check(self, config: RecConfig, task: str, data: Data, training: Training) -> None:
+        if len(data.targets) != 1:
+            raise ValueError(f"data.target: {len(data.targets)} columns given; {task} needs one column to predict")
+
+    def prepare(self, data: Data, task: str, config: RecConfig) -> Prepared:
+        prepared = prepare(data, task, {"vector": "sequence", "text": "characters"})
+        schema = prepared.schema
+        assert isinstance(schema, FeatureSchema)
+        if not (schema.channels or schema.vocabulary):
+            raise DataError(
+                "rec reads sequences, and no feature is one: give a column of lists, or of texts with "
+                "data.features: {COLUMN: characters}, or say in data.sequence how rows become sequences",
+                field="data.features",
+            )
+        return prepared
+
+    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
+        return FeatureSchema.from_json(value)
+
+    def build(self, config: RecConfig, schema: FeatureSchema) -> Modules:
+        return {"rec": SequenceNet(config, schema)}
+
+    def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
+        return {"rec": make_optimizer(modules["rec"], training)}
+
+    def batches(self, dataset: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> SequenceBatches:
+        labelled = dataset.targets is not None and dataset.targets.ndim == 1 and len(dataset.targets) != len(dataset)
+        return SequenceBatches(dataset, training, labelled=labelled, evaluate=evaluate, **where)
+
+    def train_step(
+        self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
+    ) -> dict[str, Tensor]:
+        net = modules["rec"]
+        if len(batch.rows):
+            with session.autocast():
+                loss = net.loss(net(batch.inputs), batch.targets).sum() / batch.global_rows  # type: ignore[operator]
+        else:  # a share of no rows: packing wants one, and the sum of gradients wants a zero
+            loss = torch.stack([p.sum() for p in net.parameters()]).sum() * 0.0
+        if session.backward(loss, [net]):
+            optimizers["rec"].step()
+            optimizers["rec"].zero_grad()
+        return {"loss": loss.detach()}
+
+    def eval_step(self, modules: Modules, batch: Batch) -> dict[str, Tensor]:
+        net = modules["rec"]
+        assert batch.targets is not None
+        outputs = net(batch.inputs)
+        loss: Tensor = net.loss(outputs, batch.targets)  # type: ignore[operator]
+        return {"loss": loss, "correct": outputs.argmax(1) == batch.targets}
+
+    def metrics(self, rows: Mapping[str, Tensor], task: str) -> dict[str, float]:
+        return {"loss": float(rows["loss"].double().mean()), "accuracy": float(rows["correct"].double().mean())}
+
+    def objective(self, task: str) -> tuple[str, bool]:
+        return ("loss", False)
+
+    def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
+        outputs: Tensor = modules["rec"](inputs)
+        return outputs

@@ -1,0 +1,154 @@
+"""Recurrent layers over packed sequences, and what is made of their states.
+
+Elman (Finding structure in time, 1990): h_t = f(W x_t + b + U h_{t-1} + c). GRU: arXiv:1406.1078. LSTM:
+doi:10.1162/neco.1997.9.8.1735. A padded step is never computed: rows are packed, so that a row's answer does not
+depend on the length of its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+Cell = Literal["elman", "gru", "lstm"]
+Nonlinearity = Literal["sigmoid", "tanh", "relu"]
+State = list[tuple[Tensor, ...]]  # of each layer: (h,) or, for an LSTM, (h, c), each (directions, B, H)
+
+
+class SigmoidRNN(nn.Module):
+    """Elman's cell with the logistic function, on torch's tanh kernel.
+
+    sigmoid(z) = (1 + tanh(z / 2)) / 2: with g = 2 h - 1 the recurrence is one of tanh, whose weights are W / 2, U / 4
+    and whose bias is (b + c + U 1 / 2) / 2. The parameters are those of the sigmoid recurrence, and gradients
+    reach them through these expressions.
+    """
+
+    def __init__(self, inputs: int, hidden: int, *, bidirectional: bool = False) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(inputs, hidden, batch_first=True, bidirectional=bidirectional)
+
+    def _weights(self) -> dict[str, Tensor]:
+        own = dict(self.rnn.named_parameters())
+        out = {}
+        for end in ("_l0", "_l0_reverse") if self.rnn.bidirectional else ("_l0",):
+            recurrent = own[f"weight_hh{end}"]
+            out[f"weight_ih{end}"] = own[f"weight_ih{end}"] / 2
+            out[f"weight_hh{end}"] = recurrent / 4
+            out[f"bias_ih{end}"] = own[f"bias_ih{end}"] / 2
+            out[f"bias_hh{end}"] = own[f"bias_hh{end}"] / 2 + recurrent.sum(1) / 4
+        return out
+
+    def forward(self, x: Any, state: Tensor) -> tuple[Any, Tensor]:
+        """As `nn.RNN`: inputs, packed or (B, T, in), and h (directions, B, H) to the states and the last h."""
+        y, last = functional_call(self.rnn, self._weights(), (x, 2 * state - 1))
+        half = y._replace(data=(y.data + 1) / 2) if isinstance(y, PackedSequence) else (y + 1) / 2
+        return half, (last + 1) / 2
+
+
+def _layer(cell: Cell, nonlinearity: Nonlinearity, inputs: int, hidden: int, bidirectional: bool) -> nn.Module:
+    layer: nn.Module
+    if cell == "elman" and nonlinearity == "sigmoid":
+        layer = SigmoidRNN(inputs, hidden, bidirectional=bidirectional)
+    elif cell == "elman":
+        layer = nn.RNN(inputs, hidden, nonlinearity=nonlinearity, batch_first=True, bidirectional=bidirectional)
+    else:
+        kind = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
+        layer = kind(inputs, hidden, batch_first=True, bidirectional=bidirectional)
+    for name, weight in layer.named_parameters():
+        if "weight_hh" in name:  # each gate a rotation: states neither fade nor explode at the start
+            for gate in weight.data.split(hidden):
+                nn.init.orthogonal_(gate)
+        elif "weight_ih" in name:
+            for gate in weight.data.split(hidden):
+                nn.init.xavier_uniform_(gate)
+        else:
+            nn.init.zeros_(weight)
+            if cell == "lstm" and "bias_ih" in name:
+                weight.data[hidden : 2 * hidden] = 1.0  # remember, until taught to forget
+    return layer
+
+
+class Recurrent(nn.Module):
+    """Layers of one cell: (B, T, in) with lengths -> (B, T, H * directions) and the last states."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        *,
+        cell: Cell = "gru",
+        nonlinearity: Nonlinearity = "sigmoid",
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        directions = 2 if bidirectional else 1
+        self.cell, self.hidden, self.directions = cell, hidden, directions
+        self.size = hidden * directions
+        sizes = [inputs] + [self.size] * (num_layers - 1)
+        self.layers = nn.ModuleList(_layer(cell, nonlinearity, size, hidden, bidirectional) for size in sizes)
+        self.dropout = nn.Dropout(dropout)
+
+    def begin(self, rows: int, like: Tensor) -> State:
+        """The state before the first step: zeros."""
+        zeros = like.new_zeros(self.directions, rows, self.hidden)
+        return [(zeros,) * (2 if self.cell == "lstm" else 1) for _ in self.layers]
+
+    def forward(self, x: Tensor, length: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """x: (B, T, in); length: (B,) on the CPU, each 1 or more; state: what an earlier call returned.
+
+        Returns the states of the last layer, zeros beyond a row's length, and the state after each row's last step.
+        """
+        state = self.begin(len(x), x) if state is None else state
+        steps = x.shape[1]
+        whole = bool((length == steps).all())
+        y: Any = x if whole else pack_padded_sequence(x, length, batch_first=True, enforce_sorted=False)
+        last: State = []
+        for number, (layer, before) in enumerate(zip(self.layers, state, strict=True)):
+            if number and self.training and self.dropout.p:
+                y = y._replace(data=self.dropout(y.data)) if isinstance(y, PackedSequence) else self.dropout(y)
+            y, after = layer(y, before if self.cell == "lstm" else before[0])
+            last.append(after if self.cell == "lstm" else (after,))
+        if not whole:
+            y = pad_packed_sequence(y, batch_first=True, total_length=steps)[0]
+        return y, last
+
+
+class Pooling(nn.Module):
+    """One vector of a row's states, (B, T, H) -> (B, H): the last, their mean, or a mean weighted by attention.
+
+    Attention: softmax over the steps of v tanh(W h) (arXiv:1409.0473 with a fixed query).
+    """
+
+    def __init__(self, kind: Literal["last", "mean", "attention"], size: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.score = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1)) if kind == "attention" else None
+
+    def forward(self, states: Tensor, last: State, length: Tensor) -> Tensor:
+        if self.kind == "last":
+            h = last[-1][0]  # (directions, B, H): forward after the last step, backward after the first
+            return torch.cat(tuple(h), dim=1)
+        length = length.to(states.device)
+        if self.score is None:
+            return states.sum(1) / length[:, None]  # beyond the length there are zeros
+        inside = torch.arange(states.shape[1], device=states.device) < length[:, None]
+        weights = self.score(states)[..., 0].masked_fill(~inside, -torch.inf).softmax(1)
+        return (weights[..., None] * states).sum(1)
+
+
+def embeddings(cardinalities: Sequence[int], size: int | None) -> nn.ModuleList:
+    """An embedding for each, of a size by its number of indices unless given."""
+    out = nn.ModuleList()
+    for cardinality in cardinalities:
+        width = size or min(32, round(1.6 * cardinality**0.56))
+        embedding = nn.Embedding(cardinality, width)
+        nn.init.normal_(embedding.weight, std=width**-0.5)
+        out.append(embedding)
+    return out
