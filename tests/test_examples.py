@@ -82,7 +82,7 @@ def test_says_how_it_is_run(file: Path) -> None:
 def test_two_epochs_in_this_process(file: Path, tmp_path: Path) -> None:
     short = ["training.epochs=2", "training.max_steps=null", "resources.workers=0"]
     experiment = experiment_file.load(file, short)
-    prepared = prepare(experiment.data, experiment.task)
+    prepared = experiment.prepare()
     listener, run = Silent(), Storage(str(tmp_path))
     loop.run(
         experiment,

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from seekray.batch_output import PartResult, encode, json_lines
+from seekray.data.sequences import joined
 from seekray.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ def forward_rows(predictor: Predictor, table: pa.Table) -> Forwarded:
     """Outputs of all rows that the features can be read from, in chunks whose tensors stay small."""
     import torch
 
-    size = max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(1, predictor.schema.dense_size)))
     table = table.select([f.name for f in predictor.schema.features])
+    values = max(predictor.schema.dense_size, table.nbytes // 8 // max(1, len(table)))  # lists are longer than `dense`
+    size = max(1, min(CHUNK_ROWS, CHUNK_VALUES // max(1, values)))
     index: list[np.ndarray[Any, Any]] = []
     outputs = []
     reasons: dict[int, str] = {}
@@ -83,7 +85,7 @@ def forward_rows(predictor: Predictor, table: pa.Table) -> Forwarded:
         outputs.append(predictor.forward(inputs))
     if not outputs:
         return Forwarded(np.zeros(0, np.int64), torch.zeros(0, predictor.schema.num_outputs), reasons)
-    return Forwarded(np.concatenate(index), torch.cat(outputs), reasons)
+    return Forwarded(np.concatenate(index), joined(outputs, torch.nan), reasons)
 
 
 def _bad_rows(predictor: Predictor, table: pa.Table) -> dict[int, str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from seekray import bundle as bundles
 from seekray.checkpoint import load_named
 from seekray.data.schema import Prediction, Schema
+from seekray.data.sequences import joined
 from seekray.models import get_family
 from seekray.models.family import Modules
 
@@ -62,7 +63,7 @@ class Predictor:
         return self.schema.transform(columns)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Outputs (B, C): one forward pass over all rows given."""
+        """Outputs (B, …, C): one forward pass over all rows given."""
         with torch.inference_mode():
             moved = {k: self._typed(v) for k, v in inputs.items()}
             return self._family.predict(self._modules, moved).cpu()
@@ -79,7 +80,7 @@ class Predictor:
         inputs = self.prepare(columns)
         rows = len(next(iter(inputs.values())))
         parts = [self.forward({k: v[i : i + CHUNK] for k, v in inputs.items()}) for i in range(0, rows, CHUNK)]
-        return self.decode(torch.cat(parts) if parts else torch.zeros(0, self.schema.num_outputs))
+        return self.decode(joined(parts, torch.nan) if parts else torch.zeros(0, self.schema.num_outputs))
 
 
 def build(info: Mapping[str, Any], schema: Schema, tensors: Mapping[str, Tensor]) -> Modules:

@@ -77,7 +77,7 @@ def _plain(value: Any) -> Any:
 def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Door]:
     """The doors that need no server: `python`, `batch parquet`, `batch csv`, `pyfunc`, and a `copy` read anew.
 
-    CSV cannot hold vectors or images, so the CSV door is left out for models that read them.
+    CSV cannot hold vectors, sequences or images, so the CSV door is left out for models that read them.
     one_by_one: also `one by one`, each row in a forward pass of its own (answers may differ by the
     rounding of another batch size).
     """
@@ -109,7 +109,7 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
         "python": python,
         "batch parquet": lambda rows: _batch(bundle, predictor.task, schema, rows, "parquet"),
     }
-    if not {f.kind for f in schema.features} & {"vector", "image"}:
+    if not {f.kind for f in schema.features} & {"vector", "image", "sequence"}:
         doors["batch csv"] = lambda rows: _batch(bundle, predictor.task, schema, rows, "csv")
     doors |= {"pyfunc": pyfunc, "copy": copy}
     return doors | {"one by one": alone} if one_by_one else doors
@@ -196,8 +196,10 @@ def _odd(kind: str, example: Any) -> list[Any]:
         return ["never seen before"] if isinstance(example, str) else [-987654]
     if kind == "boolean":
         return [True, False]
-    if kind == "text":
+    if kind in ("text", "characters"):
         return ['a "quoted", long\ntext; with | all', "naïve 文字"]
+    if kind == "sequence" and example:
+        return [example[:1], example * 3, []]
     if kind == "timestamp":
         return ["2026-02-28T23:59:59"]
     return []

@@ -92,6 +92,8 @@ def _datatype(values: Sequence[Any], declared: str) -> str:
 
 
 def _as(kind: str, value: Any) -> Any:
+    if kind == "BYTES" and isinstance(value, list):
+        return json.dumps(value)
     if kind == "BYTES" and not isinstance(value, str):
         return ("true" if value else "false") if isinstance(value, bool) else str(value)
     return int(value) if kind == "INT64" else value

@@ -5,7 +5,8 @@ Specification: https://github.com/kserve/open-inference-protocol and, for raw te
 JSON, Triton's binary data extension (`Inference-Header-Content-Length`).
 
 The protocol has no nulls. A missing value is NaN in a floating tensor, or a row number in the
-request parameter `nulls`: `{"colour": [0, 3]}` (an object, or that object as a string).
+request parameter `nulls`: `{"colour": [0, 3]}` (an object, or that object as a string). Sequences of
+different lengths are no tensor: a row's steps are a BYTES value, its JSON.
 """
 
 from __future__ import annotations
@@ -157,6 +158,10 @@ class InferenceProtocol:
 
     def _column(self, name: str, values: Array | list[Any], rows: int) -> Any:
         kind = self._features[name].kind
+        if kind == "sequence" and not isinstance(values, list):
+            raise DataError(f"input {name!r} takes BYTES, the JSON of each row's list of steps", field=name)
+        if kind == "sequence":
+            return [_json_list(name, value) for value in values]
         if kind == "vector":
             return np.asarray(values, dtype=np.float64).reshape(rows, -1).tolist()
         if isinstance(values, list):
@@ -205,6 +210,14 @@ class InferenceProtocol:
         if datatype == "BYTES":
             return np.array([str(value) for value in answer.predictions], dtype=object), datatype
         return np.array(answer.predictions, dtype=_DTYPES[datatype]), datatype
+
+
+def _json_list(name: str, text: object) -> Any:
+    """A row's steps: sequences of different lengths are no tensor, so each travels as JSON."""
+    try:
+        return orjson.loads(text) if isinstance(text, str) and text else None
+    except orjson.JSONDecodeError as error:
+        raise DataError(f"input {name!r} is not JSON: {error}", field=name) from error
 
 
 def _mapping(value: object, field: str) -> Mapping[str, Any]:

@@ -92,6 +92,6 @@ class BatchModel:
 
 
 def _concatenate(parts: Sequence[Inputs]) -> Inputs:
-    import torch
+    from seekray.data.sequences import joined
 
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: joined([part[name] for part in parts]) for name in parts[0]}

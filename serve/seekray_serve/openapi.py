@@ -22,6 +22,12 @@ _TYPES: dict[str, dict[str, Any]] = {
     "text": {"type": ["string", "null"]},
     "image": {"type": "string", "description": "an encoded image (PNG, JPEG), base64"},
     "vector": {"type": "array", "items": {"type": "number"}},
+    "sequence": {
+        "type": ["array", "null"],
+        "items": {"type": ["number", "array", "null"], "items": {"type": ["number", "null"]}},
+        "description": "steps in their order: numbers, or lists of a number a channel",
+    },
+    "characters": {"type": ["string", "null"]},
 }
 
 

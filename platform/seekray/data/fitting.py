@@ -25,7 +25,8 @@ def typed(column: Column, name: str, kind: str, options: FeatureOptions, rejects
     """A column read once as what its kind needs, so that fitting and transforming need not read it again.
 
     numeric, boolean: float64 (N,). timestamp: datetime64. vector: float64 (N, size). image: uint8
-    (N, H * W * C). sequence: Ragged. categorical, text, characters: the Arrow column. Values that cannot be read go to `rejects`.
+    (N, H * W * C). sequence: Ragged. categorical, text, characters: the Arrow column. Values that cannot
+    be read go to `rejects`.
     """
     if kind == "numeric":
         return numbers(column, name, rejects)

@@ -85,11 +85,11 @@ class SequenceBatches:
     def _order(self) -> list[Tensor]:
         """Row numbers of each global batch of the epoch."""
         if not self._shuffle:
-            return list(torch.arange(self.num_rows).split(self.batch_size))
+            return list(torch.split(torch.arange(self.num_rows), self.batch_size))
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.num_rows, generator=generator)
-        pools = order.split(POOL * self.batch_size)
-        batches = [b for p in pools for b in p[self._lengths[p].argsort(stable=True)].split(self.batch_size)]
+        pools = torch.split(order, POOL * self.batch_size)
+        batches = [b for p in pools for b in torch.split(p[self._lengths[p].argsort(stable=True)], self.batch_size)]
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
     def __iter__(self) -> Iterator[Batch]:

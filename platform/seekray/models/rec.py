@@ -9,18 +9,16 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from seekray.data.batches import Batch
 from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
 from seekray.data.prepare import Arrays, Prepared, prepare
 from seekray.data.sequence_batches import SequenceBatches
 from seekray.errors import DataError
-from seekray.models.family import ModelConfig, Modules, StepSession
+from seekray.models.family import ModelConfig, Modules
 from seekray.models.layers import initialise
-from seekray.models.optimizers import make_optimizer
 from seekray.models.recurrent import Cell, Nonlinearity, Pooling, Recurrent, State, embeddings
+from seekray.models.supervised import Supervised, row_loss
 
 if TYPE_CHECKING:
     from seekray.config import Training
@@ -95,7 +93,7 @@ class SequenceNet(nn.Module):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, (B,); of labelling the sum over its labelled steps."""
         if self.task == "classification":
-            return F.cross_entropy(outputs, targets, reduction="none", label_smoothing=self.config.label_smoothing)
+            return row_loss(self.task, outputs, targets, label_smoothing=self.config.label_smoothing)
         smoothing = self.config.label_smoothing
         flat = F.cross_entropy(
             outputs.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-1, label_smoothing=smoothing
@@ -103,15 +101,11 @@ class SequenceNet(nn.Module):
         return flat.view(targets.shape).sum(1)
 
 
-class Rec:
+class Rec(Supervised):
     """The family `rec`."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     Config: ClassVar[type[ModelConfig]] = RecConfig
-
-    def check(self, config: RecConfig, task: str, data: Data, training: Training) -> None:
-        if len(data.targets) != 1:
-            raise ValueError(f"data.target: {len(data.targets)} columns given; {task} needs one column to predict")
 
     def prepare(self, data: Data, task: str, config: RecConfig) -> Prepared:
         prepared = prepare(data, task, {"vector": "sequence", "text": "characters"})
@@ -120,51 +114,14 @@ class Rec:
         if not (schema.channels or schema.vocabulary):
             raise DataError(
                 "rec reads sequences, and no feature is one: give a column of lists, or of texts with "
-                "data.features: {COLUMN: characters}, or say in data.sequence how rows become sequences",
+                "data.features: {COLUMN: characters}",
                 field="data.features",
             )
         return prepared
 
-    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
-        return FeatureSchema.from_json(value)
-
     def build(self, config: RecConfig, schema: FeatureSchema) -> Modules:
         return {"rec": SequenceNet(config, schema)}
 
-    def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
-        return {"rec": make_optimizer(modules["rec"], training)}
-
     def batches(self, dataset: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> SequenceBatches:
-        labelled = dataset.targets is not None and dataset.targets.ndim == 1 and len(dataset.targets) != len(dataset)
+        labelled = dataset.targets is not None and len(dataset.targets) != len(dataset)
         return SequenceBatches(dataset, training, labelled=labelled, evaluate=evaluate, **where)
-
-    def train_step(
-        self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
-    ) -> dict[str, Tensor]:
-        net = modules["rec"]
-        if len(batch.rows):
-            with session.autocast():
-                loss = net.loss(net(batch.inputs), batch.targets).sum() / batch.global_rows  # type: ignore[operator]
-        else:  # a share of no rows: packing wants one, and the sum of gradients wants a zero
-            loss = torch.stack([p.sum() for p in net.parameters()]).sum() * 0.0
-        if session.backward(loss, [net]):
-            optimizers["rec"].step()
-            optimizers["rec"].zero_grad()
-        return {"loss": loss.detach()}
-
-    def eval_step(self, modules: Modules, batch: Batch) -> dict[str, Tensor]:
-        net = modules["rec"]
-        assert batch.targets is not None
-        outputs = net(batch.inputs)
-        loss: Tensor = net.loss(outputs, batch.targets)  # type: ignore[operator]
-        return {"loss": loss, "correct": outputs.argmax(1) == batch.targets}
-
-    def metrics(self, rows: Mapping[str, Tensor], task: str) -> dict[str, float]:
-        return {"loss": float(rows["loss"].double().mean()), "accuracy": float(rows["correct"].double().mean())}
-
-    def objective(self, task: str) -> tuple[str, bool]:
-        return ("loss", False)
-
-    def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
-        outputs: Tensor = modules["rec"](inputs)
-        return outputs

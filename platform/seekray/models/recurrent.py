@@ -61,10 +61,10 @@ def _layer(cell: Cell, nonlinearity: Nonlinearity, inputs: int, hidden: int, bid
         layer = kind(inputs, hidden, batch_first=True, bidirectional=bidirectional)
     for name, weight in layer.named_parameters():
         if "weight_hh" in name:  # each gate a rotation: states neither fade nor explode at the start
-            for gate in weight.data.split(hidden):
+            for gate in torch.split(weight.data, hidden):
                 nn.init.orthogonal_(gate)
         elif "weight_ih" in name:
-            for gate in weight.data.split(hidden):
+            for gate in torch.split(weight.data, hidden):
                 nn.init.xavier_uniform_(gate)
         else:
             nn.init.zeros_(weight)
@@ -107,6 +107,8 @@ class Recurrent(nn.Module):
         """
         state = self.begin(len(x), x) if state is None else state
         steps = x.shape[1]
+        if not len(x):
+            return x.new_zeros(0, steps, self.size), state
         whole = bool((length == steps).all())
         y: Any = x if whole else pack_padded_sequence(x, length, batch_first=True, enforce_sorted=False)
         last: State = []
@@ -140,7 +142,8 @@ class Pooling(nn.Module):
             return states.sum(1) / length[:, None]  # beyond the length there are zeros
         inside = torch.arange(states.shape[1], device=states.device) < length[:, None]
         weights = self.score(states)[..., 0].masked_fill(~inside, -torch.inf).softmax(1)
-        return (weights[..., None] * states).sum(1)
+        pooled: Tensor = (weights[..., None] * states).sum(1)
+        return pooled
 
 
 def embeddings(cardinalities: Sequence[int], size: int | None) -> nn.ModuleList:

@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from training_kit import experiment, write_table
 
 from seekray.config import Experiment
@@ -51,12 +54,31 @@ def _table(task: str, folder: Path) -> dict[str, Any]:
     return {"data": given["data"], "model": {} if task == "rows" else {"hidden_size": [8], "dropout": 0.2, "norm": "batch"}}
 
 
+def _sequences(task: str, folder: Path) -> dict[str, Any]:
+    """Lists of 3 to 12 steps of two numbers, a text and a number, with a target of the task."""
+    source = folder / "sequences.parquet"
+    if not source.exists():
+        rng = np.random.default_rng(0)
+        lists = [rng.normal(size=(int(n), 2)) for n in rng.integers(3, 13, size=101)]
+        words = ["".join(rng.choice(list("abcd"), size=len(x))) for x in lists]
+        columns = {
+            "steps": pa.array([x.tolist() for x in lists], pa.list_(pa.list_(pa.float64()))),
+            "word": words,
+            "age": rng.normal(size=101),
+            "kind": [f"k{int(x[:, 0].sum() > 0)}" for x in lists],
+        }
+        pq.write_table(pa.table(columns), source)
+    data = {"source": str(source), "target": "kind", "features": {"steps": {}, "word": {"kind": "characters"}, "age": {}}}
+    return {"data": data, "model": {"hidden_size": 8, "dropout": 0.2, "num_layers": 2}}
+
+
 WITHOUT_DROPOUT = {"model": {"dropout": 0.0}}
 
 CASES: dict[tuple[str, str], Case] = {
     ("net", "classification"): Case(partial(_table, "classification"), exact=WITHOUT_DROPOUT),
     ("net", "regression"): Case(partial(_table, "regression"), exact=WITHOUT_DROPOUT),
     ("net", "multilabel"): Case(partial(_table, "multilabel"), exact=WITHOUT_DROPOUT),
+    ("rec", "classification"): Case(partial(_sequences, "classification"), exact=WITHOUT_DROPOUT),
     # a generator has no loss that falls; its discriminator has
     ("gen", "rows"): Case(partial(_table, "rows"), {"family": "odd_families:FixedNoise"}, "discriminator_loss"),
 }
