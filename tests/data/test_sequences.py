@@ -95,12 +95,12 @@ def _epoch(world: int, **options: Any) -> list[list[int]]:
     """Rows of each global batch."""
     training = Training(batch_size=16, seed=3)
     ranks = [list(SequenceBatches(_arrays(301), training, rank=r, world_size=world, **options)) for r in range(world)]
-    return [sorted(sum((batch.rows.tolist() for batch in step), [])) for step in zip(*ranks, strict=True)]
+    return [sorted(torch.cat([batch.rows for batch in step]).tolist()) for step in zip(*ranks, strict=True)]
 
 
 def test_global_batches_are_the_same_for_any_number_of_workers() -> None:
     alone = _epoch(1)
-    assert sorted(sum(alone, [])) == list(range(301))
+    assert sorted(row for step in alone for row in step) == list(range(301))
     assert _epoch(2) == alone == _epoch(3)
 
 

@@ -69,8 +69,8 @@ def infer(name: str, array: Any) -> Inferred:
     if is_bytes(kind):
         return Inferred(name, "image", "binary values")
     if is_list(kind) and is_number(kind.value_type):
-        lengths = pc.list_value_length(array).drop_null()
-        if pc.count_distinct(lengths).as_py() > 1:
+        lengths = pc.list_value_length(array.drop_null())
+        if max(pair["counts"] for pair in pc.value_counts(lengths).to_pylist()) < MOSTLY * len(lengths):
             return Inferred(name, "sequence", "lists of numbers of different lengths")
         return Inferred(name, "vector", "lists of numbers")
     if is_list(kind) and is_list(kind.value_type) and is_number(kind.value_type.value_type):

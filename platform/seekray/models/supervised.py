@@ -14,7 +14,7 @@ from seekray.data.batches import Batch, table_batches
 from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
 from seekray.data.prepare import Prepared, prepare
-from seekray.errors import ConfigError
+from seekray.errors import ConfigError, DataError
 from seekray.metrics import quick_metrics
 from seekray.models.family import Batches, ModelConfig, Modules, StepSession
 from seekray.models.optimizers import make_optimizer
@@ -90,7 +90,14 @@ class Supervised:
             raise ValueError(f"data.target: {len(data.targets)} columns given; only multilabel has more than one")
 
     def prepare(self, data: Data, task: str, config: Any) -> Prepared:
-        return prepare(data, task)
+        prepared = prepare(data, task)
+        if sequences := [f.name for f in prepared.schema.features if f.kind in ("sequence", "characters")]:
+            raise DataError(
+                f"feature {sequences[0]!r} is a sequence, which family rec reads; give family: rec, or leave it out with "
+                "data.exclude",
+                field=sequences[0],
+            )
+        return prepared
 
     def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
         return FeatureSchema.from_json(value)
