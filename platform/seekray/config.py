@@ -192,8 +192,11 @@ class Experiment(Strict):
     """One experiment: data, model, training, resources, and what becomes of the result."""
 
     name: Name
-    family: str = Field("net", description="net, or package.module:MyFamily")
-    task: str = Field("classification", description="net: classification, regression, multilabel")
+    family: str = Field("net", description="net, rec, gen, or package.module:MyFamily")
+    task: str = Field(
+        "classification",
+        description="net: classification, regression, multilabel; rec: classification, labelling, forecast; gen: rows",
+    )
     data: Data
     model: SerializeAsAny[BaseModel] = Field(default=None, validate_default=True)
     training: Training = Training()
