@@ -75,7 +75,7 @@ class Layer:
 
 
 class Weights:
-    """A Transformer's weights, arranged once; any number of decoders may share them."""
+    """A Transformer's weights, arranged once; any number of decoders may share them. It holds them beside the module's own."""
 
     def __init__(self, net: Transformer) -> None:
         self.config, self.net = net.config, net
@@ -88,6 +88,15 @@ class Weights:
             if net.rope is not None:
                 cos, sin = net.rope  # type: ignore[misc]
                 self.turns = torch.complex(cos.float(), sin.float())  # (context_length, D / 2)
+
+    @classmethod
+    def of(cls, net: Transformer) -> Weights:
+        """Those made last, unless the module has learned since."""
+        state = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in net.parameters())
+        kept: tuple[object, Weights] | None = net.__dict__.get("_packed")
+        if kept is None or kept[0] != state:
+            kept = net.__dict__["_packed"] = (state, cls(net))
+        return kept[1]
 
     @staticmethod
     def _layer(block: nn.Module, config: TransformerConfig) -> Layer:
