@@ -70,7 +70,7 @@ def test_rounding_decides_nothing(net: Transformer, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_margin_is_wide_enough() -> None:
-    """Logits of the decoder differ from the module's by less than a quarter of it, with weights that are ten times too large."""
+    """Logits of the decoder differ from the module's by less than a quarter of it, with weights ten times too large."""
     net = small(vocab_size=500, hidden_size=256, num_heads=8, num_kv_heads=8, num_layers=6, context_length=128)
     prompt = torch.randint(500, (100,), generator=torch.Generator().manual_seed(0)).tolist()
     engine = TextEngine(Weights.of(net), Bytes(), rows=8)
