@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 
 from seekray import experiment_file, loop
 from seekray.checkpoint import Checkpoints
+from seekray.data.options import Data
 from seekray.data.prepare import prepare
+from seekray.data.sources import open_source
 from seekray.predictor import Predictor, build
 from seekray.session import LocalSession
 from seekray.storage import Storage
@@ -23,6 +30,23 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 MEASURED = {"digits", "breast-cancer", "wine", "diabetes"}
 examples = pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)
+
+
+def _pictures(folder: Path) -> Path:
+    """Some of scikit-learn's digits as PNGs, as `scripts/mnist.py` writes them."""
+    table = open_source(Data(source="sample:digits")).table().slice(0, 150)
+    pixels = np.stack([table[f"pixel_{i}_{j}"].to_numpy() for i in range(8) for j in range(8)], axis=1)
+    images = []
+    for row in (pixels * 15).astype(np.uint8).reshape(-1, 8, 8):
+        buffer = io.BytesIO()
+        Image.fromarray(row).save(buffer, format="PNG")
+        images.append(buffer.getvalue())
+    pq.write_table(pa.table({"image": images, "label": table["label"]}), folder / "digits.parquet")
+    return folder / "digits.parquet"
+
+
+# Data of the same form for examples whose own a script fetches.
+STAND_INS: dict[str, Callable[[Path], Path]] = {"mnist": _pictures}
 
 
 class Silent:
@@ -81,6 +105,8 @@ def test_says_how_it_is_run(file: Path) -> None:
 @examples
 def test_two_epochs_in_this_process(file: Path, tmp_path: Path) -> None:
     short = ["training.epochs=2", "training.max_steps=null", "resources.workers=0"]
+    if file.stem in STAND_INS:
+        short.append(f"data.source={STAND_INS[file.stem](tmp_path)}")
     experiment = experiment_file.load(file, short)
     prepared = experiment.prepare()
     listener, run = Silent(), Storage(str(tmp_path))

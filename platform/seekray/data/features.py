@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,18 @@ class FeatureSchema:
     def vocabulary(self) -> tuple[int, ...]:
         """Number of indices of each column of `inputs["symbols"]`, 0 (unknown) included."""
         return self._sequences.vocabulary if self._sequences else ()
+
+    @property
+    def pictures(self) -> tuple[tuple[int, tuple[int, int, int]], ...]:
+        """Pictures within `inputs["dense"]`: where each begins, and its height, width and channels."""
+        found, start = [], 0
+        for block in self._blocks:
+            inside = start
+            for shape in getattr(block, "shapes", ()):
+                found.append((inside, shape))
+                inside += math.prod(shape)
+            start += block.width
+        return tuple(found)
 
     @property
     def num_outputs(self) -> int:

@@ -170,7 +170,8 @@ class ImageBlock:
     def __init__(self, features: Sequence[Fitted]) -> None:
         self.names = tuple(f.name for f in features)
         self._states = [f.state for f in features]
-        self.width = sum(s["size"][0] * s["size"][1] * s["channels"] for s in self._states)
+        self.shapes = [(*s["size"], s["channels"]) for s in self._states]
+        self.width = sum(map(math.prod, self.shapes))
 
     def transform(self, columns: Columns, rows: int) -> Array:
         parts = []

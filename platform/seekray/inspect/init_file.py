@@ -32,7 +32,7 @@ def init(data: str, targets: Sequence[str], out_file: Path, *, force: bool = Fal
         raise UserError(f"{out_file} is there already; --force overwrites it, --out writes another file", field="out")
     found = look(data, targets)
     gpus = gpu_count()
-    defaults = choose(found.rows, found.task, found.shape)
+    defaults = choose(found.rows, found.task, found.shape, pictures=any(f.kind == "image" for f in found.features))
     text = write(found, defaults, schema_line(out_file), gpus)
     from seekray.experiment_file import validate
 

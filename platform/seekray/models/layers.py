@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+Weighted = TypeVar("Weighted", nn.Linear, nn.Conv2d)
 Activation = Literal["relu", "gelu", "silu", "tanh", "sigmoid"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
 
 
-def initialise(linear: nn.Linear, activation: str | None) -> nn.Linear:
+def initialise(linear: Weighted, activation: str | None) -> Weighted:
     """Weights suited to what follows: He for the rectifiers (arXiv:1502.01852), Glorot for the others."""
     if activation in ("relu", "gelu", "silu"):
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
+from seekray.data.prepare import Prepared
+from seekray.errors import ConfigError
 from seekray.models.family import ModelConfig, Modules
 from seekray.models.layers import ACTIVATIONS, Activation, BatchNorm, initialise
+from seekray.models.stem import Stem
 from seekray.models.supervised import LOSSES, Supervised, class_weights, row_loss
 
 if TYPE_CHECKING:
@@ -29,6 +32,13 @@ class NetConfig(ModelConfig):
     dropout: float = Field(0.0, ge=0, lt=1, description="after each hidden layer")
     input_dropout: float = Field(0.0, ge=0, lt=1, description="on the features")
     residual: bool = Field(False, description="add a layer's input to its output where both have the same size")
+    stem: Literal["none", "conv"] = Field(
+        "none", description="conv: images (and sounds as frames) go through a small convolutional network first"
+    )
+    stem_channels: tuple[int, ...] = Field(
+        (32, 64), min_length=1, description="of its layers, each a 3x3 convolution and a maximum of 2x2"
+    )
+    stem_shift: int = Field(0, ge=0, description="move each picture by up to so many pixels in training")
     embedding_size: int | None = Field(None, ge=1, description="of a categorical; null: by its number of categories")
     loss: Literal["auto", "cross_entropy", "bce", "mse", "huber", "mae"] = "auto"
     huber_delta: float = Field(1.0, gt=0, description="huber: in standard deviations of the target")
@@ -42,6 +52,10 @@ class NetConfig(ModelConfig):
         sizes = self.layers
         if any(size < 1 for size in sizes):
             raise ValueError(f"model.hidden_size: {self.hidden_size} given, expected sizes of 1 or more")
+        if any(size < 1 for size in self.stem_channels):
+            raise ValueError(f"model.stem_channels: {self.stem_channels} given, expected sizes of 1 or more")
+        if self.stem == "none" and self.stem_shift:
+            raise ValueError("model.stem_shift goes with model.stem: conv")
         if self.num_layers is not None and not isinstance(self.hidden_size, int):
             raise ValueError("model.num_layers goes with a single model.hidden_size, not with a list")
         return self
@@ -82,7 +96,9 @@ class Perceptron(nn.Module):
             embedding = nn.Embedding(cardinality, size)
             nn.init.normal_(embedding.weight, std=size**-0.5)
             self.embeddings.append(embedding)
-        width = schema.dense_size + sum(e.embedding_dim for e in self.embeddings)  # type: ignore[misc]
+        self.stem = Stem(config, schema) if config.stem == "conv" else None
+        width = self.stem.width if self.stem else schema.dense_size
+        width += sum(e.embedding_dim for e in self.embeddings)  # type: ignore[misc]
         self.input_dropout = nn.Dropout(config.input_dropout)
         sizes = [width, *config.layers]
         self.layers = nn.Sequential(*(Layer(a, b, config) for a, b in pairwise(sizes)))
@@ -92,7 +108,7 @@ class Perceptron(nn.Module):
         self.register_buffer("class_weights", class_weights(config.class_weights, schema), persistent=False)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        parts = [inputs["dense"]]
+        parts = [inputs["dense"] if self.stem is None else self.stem(inputs["dense"])]
         parts += [e(inputs["categorical"][:, i]) for i, e in enumerate(self.embeddings)]
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         outputs: Tensor = self.head(self.layers(self.input_dropout(x)))
@@ -118,6 +134,14 @@ class Net(Supervised):
             raise ValueError(f"model.loss: {config.loss} given, {task} has {', '.join(LOSSES[task])}")
         if task == "regression" and (config.class_weights or config.label_smoothing):
             raise ValueError("model.class_weights and model.label_smoothing are for classes, not for regression")
+
+    def prepare(self, data: Data, task: str, config: NetConfig) -> Prepared:
+        prepared = super().prepare(data, task, config)
+        schema = prepared.schema
+        if config.stem == "conv" and isinstance(schema, FeatureSchema) and not schema.pictures:
+            kinds = ", ".join(sorted({f.kind for f in schema.features}))
+            raise ConfigError(f"model.stem: conv is for images; the features are {kinds}", field="model.stem")
+        return prepared
 
     def build(self, config: NetConfig, schema: FeatureSchema) -> Modules:
         return {"net": Perceptron(config, schema)}

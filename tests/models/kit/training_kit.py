@@ -14,7 +14,6 @@ from seekray import loop
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
 from seekray.data.prepare import Prepared
-from seekray.models import get_family
 from seekray.session import Point, Session
 from seekray.storage import Storage
 
@@ -49,7 +48,7 @@ def experiment(source: Path | str, task: str = "classification", **parts: Any) -
 
 def prepare_for(given: Experiment) -> Prepared:
     """An experiment's data, prepared by its family."""
-    return get_family(given.family).prepare(given.data, given.task, given.model)
+    return given.prepare()
 
 
 class Listen:
