@@ -28,7 +28,7 @@ def run(
     configure()
     first = resolve(model, settings())
     predictor = Predictor.load(first.bundle)
-    table = open_source(Data(source=data)).table()
+    table = open_source(Data(source=data).like_training(predictor.info.get("reading"))).table()
     done = evaluation.evaluate(predictor, table, by=by)
     found = {"model": first.name, "version": first.version, "data": data} | done.as_json()
     if compare is not None:

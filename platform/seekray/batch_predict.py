@@ -66,7 +66,7 @@ def predict(
 
     predictor = Predictor.load(bundle)
     # A record that is no row is put aside like a row that cannot be predicted.
-    data = data.model_copy(update={"on_bad_row": "skip"})
+    data = data.like_training(predictor.info.get("reading")).model_copy(update={"on_bad_row": "skip"})
     source = open_source(data)
     keys = data.key or tuple(k for k in predictor.schema.key if k in source.schema.names)
     columns = tuple(source.names(list(dict.fromkeys([*keys, *(f.name for f in predictor.schema.features)]))))

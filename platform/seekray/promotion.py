@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def compare(
 
 def _rows(folder: Path, candidate: dict[str, Any], data: str | None, where: Settings) -> tuple[Any, str]:
     if data is not None:
-        return open_source(Data(source=data)).table(None), data
+        reading = json.loads((folder / "bundle.json").read_bytes()).get("reading")
+        return open_source(Data(source=data).like_training(reading)).table(None), data
     try:
         stored = Storage(where.storage).child("runs").read_json(f"{candidate['run_id']}/experiment.json")
         prepared = Experiment.model_validate(stored).prepare()

@@ -44,6 +44,7 @@ def conclude(
         "model": experiment.as_json()["model"],
         "serve": experiment.as_json()["serve"],
         "fingerprint": prepared.fingerprint,
+        "reading": prepared.reading,
         "held_out": prepared.held_out_name,
     }
     weights = checkpoint.group("best") or checkpoint.group("weights")

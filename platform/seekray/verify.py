@@ -131,7 +131,7 @@ def _batch(bundle: Path | str, task: str, schema: Schema, rows: list[dict[str, A
             pq.write_table(table, source)
         else:
             pacsv.write_csv(table, source)
-        done = predict(bundle, Data(source=source), out, workers=0)
+        done = predict(bundle, Data(source=source, decimal="." if kind == "csv" else None), out, workers=0)
         if done["rejected"]:
             raise DataError(f"{done['rejected']} rows were put aside: {Path(out + '.rejected.jsonl').read_text()[:300]}")
         answers = pq.read_table(out).to_pydict()

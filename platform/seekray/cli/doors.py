@@ -31,7 +31,7 @@ def verify_all(reference: str, data: str) -> dict[str, Any]:
     model = resolve(reference, where)
     predictor = Predictor.load(model.bundle)
     names = [f.name for f in predictor.schema.features]
-    source = open_source(Data(source=data))
+    source = open_source(Data(source=data).like_training(predictor.info.get("reading")))
     known = [n for n in names if n in source.schema.names]
     batch = next(iter(source.batches(known)))
     rows = [{n: json_value(v) for n, v in row.items()} for row in batch.slice(0, ROWS).to_pylist()]

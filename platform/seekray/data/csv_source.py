@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import mmap
@@ -18,6 +19,7 @@ import pyarrow.fs as pafs
 from seekray.data.columns import listed, missing_column
 from seekray.data.parse import NUMBER, shown
 from seekray.data.source import BATCH_ROWS, Source, Types, reading
+from seekray.data.written import Written, find_written
 from seekray.errors import DataError
 
 HEAD = 1 << 20
@@ -32,20 +34,32 @@ COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 DELIMITERS = ",;\t|"
 NULLS = ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "Null", "null", "None", "<NA>"]
 CONVERSION = re.compile(r"In CSV column #(\d+): CSV conversion error to ([^:]+): invalid value '(.*)'", re.DOTALL)
+ENCODING_ADVICE = "set data.encoding, for a file of Western Europe to cp1252, or convert it: iconv -f CP1252 -t UTF-8"
 WRONG_WIDTH = re.compile(r"Expected (\d+) columns, got (\d+)")
 
 
 class CsvSource(Source):
-    """One or more CSV files with the same header, UTF-8, quoted values may hold newlines.
+    """One or more CSV files with the same header, quoted values may hold newlines.
 
     A column's type is that of the whole file: whole numbers, numbers, true/false, dates, times, else
     text; one value that does not fit makes it text. Empty cells and NA, NaN, null, None are missing.
-    Codes with leading zeros (seen in the first MiB) stay text.
+    Codes with leading zeros (seen in the first MiB) stay text. How numbers are written (`1.234,5`) is
+    found in the first records unless `decimal` is given; `encoding` is that of files that are not UTF-8.
     """
 
-    def __init__(self, filesystem: Any, infos: Sequence[Any], delimiter: str | None, *, skip: bool) -> None:
+    def __init__(
+        self,
+        filesystem: Any,
+        infos: Sequence[Any],
+        delimiter: str | None,
+        *,
+        skip: bool,
+        decimal: str | None = None,
+        encoding: str | None = None,
+    ) -> None:
         super().__init__("CSV", [info.path for info in infos])
         self._fs, self._infos, self._skip = filesystem, list(infos), skip
+        self._decimal, self._given_encoding, self._encoding = decimal, encoding, "utf8"
         self._head = self._read_head(self.paths[0])
         with reading(self.paths[0], "CSV"):
             self._delimiter = delimiter or find_delimiter(self._head)
@@ -55,6 +69,7 @@ class CsvSource(Source):
         self._rows: int | None = None
         self._code_columns: dict[str, Any] | None = None
         self._quoted: bool | None = None
+        self._written_as: Written | None = None
 
     def _open(self, path: str) -> Any:
         return self._fs.open_input_stream(path, compression="detect")
@@ -64,8 +79,24 @@ class CsvSource(Source):
             raw = bytes(stream.read(HEAD))
         if not raw.strip():
             raise DataError(f"{path} is empty, expected a header and rows", field="data.source")
+        self._encoding = encoding_of(raw, self._given_encoding, path)
         # The cut may be in the middle of a character.
-        return raw.decode("utf-8-sig", errors="replace")
+        return raw.decode("utf-8-sig" if self._encoding == "utf8" else self._encoding, errors="replace").removeprefix("\ufeff")
+
+    @property
+    def reading(self) -> dict[str, str]:
+        found = {} if self._written.decimal == "." else {"decimal": self._written.decimal}
+        return found if self._encoding == "utf8" else found | {"encoding": self._encoding}
+
+    @property
+    def _written(self) -> Written:
+        if self._written_as is None:
+            codes = list(self._codes())
+            self._written_as = find_written(self._head, self._names, self._delimiter, self._decimal, NULLS, codes)
+        return self._written_as
+
+    def _read_options(self, block: int, *, threads: bool) -> Any:
+        return pacsv.ReadOptions(block_size=block, use_threads=threads, encoding=self._encoding)
 
     def _header(self) -> list[str]:
         names = next(csv.reader(io.StringIO(self._head), delimiter=self._delimiter))
@@ -84,6 +115,7 @@ class CsvSource(Source):
             strings_can_be_null=True,
             include_columns=list(names) if names is not None else None,
             column_types=types,
+            decimal_point=self._written.decimal,
         )
 
     def _parse(self, handler: Callable[[Any], str] | None = None) -> Any:
@@ -112,7 +144,7 @@ class CsvSource(Source):
             path = self.paths[0]
             with reading(path, "CSV"), self._open(path) as stream:
                 options = self._options(None, self._codes())
-                read = pacsv.ReadOptions(block_size=HEAD, use_threads=False)
+                read = self._read_options(HEAD, threads=False)
                 try:
                     with pacsv.open_csv(stream, read, self._parse(), options) as reader:
                         self._schema = reader.schema
@@ -156,8 +188,8 @@ class CsvSource(Source):
             with reading(path, "CSV"):
                 table = self._read(path, names, before, self._codes() | dict(types or {}))
             before += table.num_rows + sum(1 for m in self.malformed if m["row"] >= before)
-            found.append(table)
             _check_utf8(table.schema, path)
+            found.append(self._written.apply(table, typed=True))
         self._rows = sum(t.num_rows for t in found)
         return found[0] if len(found) == 1 else pa.concat_tables(found, promote_options="permissive")
 
@@ -168,7 +200,7 @@ class CsvSource(Source):
 
     def _read(self, path: str, names: list[str], before: int, types: dict[str, Any], block: int | None = None) -> pa.Table:
         block = block or SMALL_BLOCK
-        read = pacsv.ReadOptions(block_size=block, use_threads=True)
+        read = self._read_options(block, threads=True)
         options = self._options(names, types)
         try:
             with self._open(path) as stream:
@@ -182,7 +214,7 @@ class CsvSource(Source):
             if not WRONG_WIDTH.search(str(error)):
                 raise
         # Only one thread knows row numbers.
-        read = pacsv.ReadOptions(block_size=block, use_threads=False)
+        read = self._read_options(block, threads=False)
         with self._malformed(before) as handler, self._open(path) as stream:
             return pacsv.read_csv(stream, read, self._parse(handler), options)
 
@@ -221,13 +253,13 @@ class CsvSource(Source):
         for path in self.paths:
             seen = 0
             with reading(path, "CSV"), self._malformed(before) as handler, self._open(path) as stream:
-                read = pacsv.ReadOptions(block_size=BLOCK, use_threads=not self._skip)
+                read = self._read_options(BLOCK, threads=not self._skip)
                 parse = self._parse(handler if self._skip else None)
                 with pacsv.open_csv(stream, read, parse, self._options(names, known)) as reader:
                     for batch in reader:
                         seen += batch.num_rows
                         for start in range(0, batch.num_rows, BATCH_ROWS):
-                            yield batch.slice(start, BATCH_ROWS)
+                            yield self._written.apply(batch.slice(start, BATCH_ROWS), typed=False)
             before += seen + sum(1 for m in self.malformed if m["row"] >= before)
 
     def _whole_types(self, names: list[str], types: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +283,7 @@ class CsvSource(Source):
         rows = 0
         with reading_types(path), self._open(path) as stream:
             keep = self._parse((lambda row: "skip") if self._skip else None)
-            read = pacsv.ReadOptions(block_size=BLOCK, use_threads=True)
+            read = self._read_options(BLOCK, threads=True)
             with pacsv.open_csv(stream, read, keep, self._options(names, types)) as reader:
                 self._types = types = {field.name: field.type for field in reader.schema}
                 for batch in reader:
@@ -267,8 +299,9 @@ class CsvSource(Source):
                 raise pa.ArrowInvalid(message)
         name, kind, value = self._names[int(found[1])], found[2], found[3]
         known = types | {n: t for n, t in self._types.items() if n not in types}
-        if kind in ("null", "int64") and re.match(NUMBER, value.strip()):
-            whole = kind == "null" and re.match(r"^-?\d{1,18}$", value.strip())
+        plain = value.strip().replace(self._written.decimal, ".")
+        if kind in ("null", "int64") and re.match(NUMBER, plain):
+            whole = kind == "null" and re.match(r"^-?\d{1,18}$", plain)
             return known | {name: pa.int64() if whole else pa.float64()}
         if kind == "null":
             return known | {name: _type_of(value)}
@@ -278,7 +311,21 @@ class CsvSource(Source):
 def _check_utf8(schema: pa.Schema, path: str) -> None:
     """PyArrow reads a column that is not UTF-8 as bytes."""
     if bad := next((f.name for f in schema if pa.types.is_binary(f.type)), None):
-        raise DataError(f"{path}: column {bad!r} is not UTF-8; convert the file (iconv -f LATIN1 -t UTF-8)", field=bad)
+        raise DataError(f"{path}: column {bad!r} is not UTF-8; {ENCODING_ADVICE}", field="data.encoding")
+
+
+def encoding_of(raw: bytes, given: str | None, path: str) -> str:
+    """The encoding of a file that begins with `raw`: UTF-8 where that fits, else the one given. Raises DataError."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    try:
+        # A character may be cut at the end.
+        text = codecs.getincrementaldecoder("utf-8")().decode(raw)
+    except UnicodeDecodeError:
+        if given is None:
+            raise DataError(f"{path} is not UTF-8; {ENCODING_ADVICE}", field="data.encoding") from None
+        return given
+    return given if given and text.isascii() else "utf8"
 
 
 def _type_of(value: str) -> Any:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from seekray.data.options import Data
 from seekray.data.parse import as_array, is_bytes, is_list, is_number, is_text, number_mask
-from seekray.data.times import CLOCK_TIME, ISO_TIME
+from seekray.data.times import CLOCK_TIME, ISO_TIME, POINT_DATE
 from seekray.errors import DataError
 
 ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid|key|index|nr|no)$|[a-z](Id|ID|Uuid|UUID)$|^unnamed: 0$|^$", re.IGNORECASE)
@@ -105,10 +105,10 @@ def _guess_text(name: str, array: Any) -> Inferred:
         reason = f"numbers, but for {bad} of {rows} values" if bad else "numbers written as text"
         return Inferred(name, "numeric", reason, unsure=True)
     trimmed = pc.utf8_trim_whitespace(array)
-    for pattern in (ISO_TIME, CLOCK_TIME):
+    for pattern, form in ((ISO_TIME, "ISO 8601"), (CLOCK_TIME, "ISO 8601"), (POINT_DATE, "day.month.year")):
         share = (pc.sum(pc.match_substring_regex(trimmed, pattern)).as_py() or 0) / rows
         if share >= MOSTLY:
-            return Inferred(name, "timestamp", "dates or times (ISO 8601)", unsure=share < 1)
+            return Inferred(name, "timestamp", f"dates or times ({form})", unsure=share < 1)
     if distinct == rows > 2 and _is_id(name):
         return Inferred(name, "categorical", "all different, named like an identifier", True, True)
     length = pc.mean(pc.utf8_length(array)).as_py()

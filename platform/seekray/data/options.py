@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Kind = Literal["numeric", "categorical", "boolean", "timestamp", "text", "image", "vector", "sequence", "characters"]
 
@@ -63,6 +65,8 @@ class Data(Options):
     split: Split = Split()
     on_bad_row: Literal["error", "skip"] = Field("error", description="skip: bad rows are counted and listed in a file")
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="CSV: null finds , ; tab or |")
+    decimal: Literal[".", ","] | None = Field(None, description="CSV: the decimal mark; null finds it (1.234,5 or 1,234.5)")
+    encoding: str | None = Field(None, description="CSV: of a file that is not UTF-8, such as cp1252 (Western Europe)")
 
     @model_validator(mode="before")
     @classmethod
@@ -76,8 +80,18 @@ class Data(Options):
             value = {**value, "key": [value["key"]]}
         return value
 
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str | None) -> str | None:
+        try:
+            return value and codecs.lookup(value).name
+        except LookupError:
+            raise ValueError(f"{value!r} is no encoding that Python knows; such as cp1252, latin-1, cp1250, utf-16") from None
+
     @model_validator(mode="after")
     def _rules(self) -> Data:
+        if self.decimal is not None and self.decimal == self.delimiter:
+            raise ValueError(f"data.decimal and data.delimiter are both {self.decimal!r}")
         for name in self.targets:
             if self.features and name in self.features:
                 raise ValueError(f"data.features has the target {name!r}; a model that reads its answer learns nothing")
@@ -86,6 +100,10 @@ class Data(Options):
         if both := set(self.features or ()) & (set(self.key) | set(self.exclude)):
             raise ValueError(f"data.features and data.key or data.exclude both have {', '.join(sorted(both))}")
         return self
+
+    def like_training(self, reading: Mapping[str, str] | None) -> Data:
+        """Read as a model's training data was (`reading` of its bundle), where nothing else is said."""
+        return self.model_copy(update={k: v for k, v in (reading or {}).items() if getattr(self, k) is None})
 
     @property
     def targets(self) -> tuple[str, ...]:

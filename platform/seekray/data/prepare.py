@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from seekray.data.sequences import ends
 from seekray.data.source import Source
 from seekray.data.sources import open_source
 from seekray.data.targets import encode_targets, fit_targets, read_targets
+from seekray.data.written import looks_like_comma_number
 from seekray.errors import DataError
 
 # Rows transformed at a time: the float64 in between stays small.
@@ -61,6 +62,7 @@ class Prepared:
     held_out: rows as they were read, with targets and keys: of the test, or of validation, or of
     training, whichever is the first to have rows (`held_out_name`). fingerprint: `schema`, `content`
     and `split` hashes, and `rows`. rejected: {row, column, value, reason} of rows left out. rows: rows used.
+    reading: see `Source.reading`.
     """
 
     schema: Schema
@@ -73,6 +75,7 @@ class Prepared:
     rejected: list[dict[str, Any]]
     warnings: list[str]
     rows: int
+    reading: dict[str, str] = field(default_factory=dict)
 
 
 def used_columns(data: Data, names: list[str]) -> list[str]:
@@ -156,6 +159,7 @@ def _prepared(
         rejected=rejected,
         warnings=[*source.warnings, *_notes(guesses), *_no_test(held_out_name), *warnings, *_counted(rejected)],
         rows=len(good),
+        reading=source.reading,
     )
 
 
@@ -185,9 +189,10 @@ def _good(rows: int, rejects: Rejects, rejected: list[dict[str, Any]], data: Dat
     if rejected and data.on_bad_row == "error":
         first = rejected[0]
         more = f", and {len(rejected) - 1} more" if len(rejected) > 1 else ""
+        comma = "set data.decimal: ',' if that is a decimal comma, or " if looks_like_comma_number(first["value"]) else ""
         raise DataError(
             f"column {first['column']!r}, row {first['row']}: {first['reason']}, got {shown(first['value'])}{more} "
-            "(rows count from 0); correct it, or set data.on_bad_row: skip, or the column's kind in data.features",
+            f"(rows count from 0); {comma}correct it, or set data.on_bad_row: skip, or the column's kind in data.features",
             field=first["column"],
         )
     if len(bad) == rows:

@@ -51,6 +51,11 @@ class Source(ABC):
         """Size of the files, None where it is not known."""
         return None
 
+    @property
+    def reading(self) -> dict[str, str]:
+        """What of `data:` other files like these need to be read alike, where it was found or given: `decimal`, `encoding`."""
+        return {}
+
     def count(self) -> int | None:
         """Number of rows, None where only reading tells."""
         return None

@@ -91,7 +91,7 @@ def _open(kind: str, data: Data, files: Any, found: list[Any], root: str | None)
     skip = data.on_bad_row == "skip"
     delimiter = data.delimiter or ("\t" if _suffix(infos[0].path) == ".tsv" else None)
     readers: dict[str, Callable[[], Source]] = {
-        "csv": lambda: CsvSource(files, infos, delimiter, skip=skip),
+        "csv": lambda: CsvSource(files, infos, delimiter, skip=skip, decimal=data.decimal, encoding=data.encoding),
         "json": lambda: JsonSource(files, infos, skip=skip),
         "parquet": lambda: ParquetSource(files, infos, root),
         "arrow": lambda: ArrowSource(files, infos),

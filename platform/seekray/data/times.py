@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from typing import Any, cast
 
 import numpy as np
@@ -12,13 +13,15 @@ from seekray.data.parse import Array, Column, Rejects, as_array, as_list, is_arr
 
 ISO_TIME = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}(:\d{2}(:\d{2}(\.\d{1,9})?)?)?)?( ?(Z|[+-]\d{2}:?\d{2}))?$"
 CLOCK_TIME = r"^\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?$"
-EXPECTED = "expected a date or time (ISO 8601, or seconds since 1970)"
+# 31.12.2025: with points the day is first everywhere; 31/12/2025 would be a guess.
+POINT_DATE = r"^\d{1,2}\.\d{1,2}\.\d{4}(,? \d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?)?$"
+EXPECTED = "expected a date or time (ISO 8601, 31.12.2025, or seconds since 1970)"
 
 
 def times(column: Column, name: str, rejects: Rejects) -> Array:
     """datetime64[us] (B,), UTC; NaT for missing.
 
-    Takes ISO 8601 texts (without a zone they are UTC), dates, datetimes, times of day (on 1970-01-01)
+    Takes ISO 8601 texts and 31.12.2025 (without a zone they are UTC), dates, datetimes, times of day (on 1970-01-01)
     and numbers, which are seconds since 1970 (from 1e11 on milliseconds, from 1e14 microseconds, from
     1e17 nanoseconds).
     """
@@ -79,6 +82,10 @@ def one_time(value: object) -> np.datetime64[Any] | None:
     try:
         if isinstance(value, str):
             text = value.strip()
+            if re.match(POINT_DATE, text):
+                date, _, clock = text.replace(",", "").partition(" ")
+                day, month, year = date.split(".")
+                text = f"{year}-{month:0>2}-{day:0>2}" + (f"T{clock}" if clock else "")
             value = dt.datetime.fromisoformat(f"1970-01-01T{text}" if text[2:3] == ":" else text)
         if isinstance(value, dt.datetime):
             if value.tzinfo is not None:

@@ -20,6 +20,7 @@ from seekray.inspect.look import Left, Look, look
 
 LISTED = 60  # more features are written several to a line
 LOCAL_ROWS = 50_000
+READING = {"decimal": "1.234,5", "encoding": "the file is not UTF-8"}
 
 
 def init(data: str, targets: Sequence[str], out_file: Path, *, force: bool = False) -> dict[str, Any]:
@@ -125,6 +126,7 @@ def write(found: Look, defaults: Defaults, schema: str | None, gpus: int) -> str
         "data:",
         f"  source: {scalar(found.source)}",
     ]
+    lines += [f"  {key}: {json.dumps(value)}  # {READING[key]}" for key, value in found.reading.items()]
     target = scalar(found.targets[0]) if len(found.targets) == 1 else f"[{', '.join(map(scalar, found.targets))}]"
     lines.append(f"  target: {target}")
     lines += _left("key", found.key, "carried through to the predictions, never learned from")

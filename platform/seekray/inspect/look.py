@@ -25,6 +25,10 @@ from seekray.inspect.task import guess_task
 
 SUFFIXES = {".csv", ".tsv", ".txt", ".parquet", ".pq", ".jsonl", ".ndjson", ".json", ".arrow", ".feather", ".ipc", ".gz"}
 MIN_PROBE_ROWS = 30
+READING = {
+    "decimal": "numbers are written with a decimal comma, as in 1.234{}5",
+    "encoding": "the file is not UTF-8; it was read as {}: do its letters look right?",
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Look:
     """What was found. rows: of the whole source; estimated: counted from a sample. unsure: for a person to judge.
 
     skip: rows that cannot be learned from were seen. shape: see `probe`; None where the table is large.
+    reading: what `data:` has to say so that the source is read as it was here.
     """
 
     source: str
@@ -55,11 +60,12 @@ class Look:
     skip: bool = False
     unsure: list[str] = field(default_factory=list)
     shape: Shape | None = None
+    reading: dict[str, str] = field(default_factory=dict)
 
 
 def look(address: str, targets: Sequence[str]) -> Look:
     """Look at a source. Raises DataError where it cannot be read or a target is not in it."""
-    sample = take_sample(Data(source=address))
+    sample = _sample(address)
     table = sample.table
     if not targets:
         raise DataError("--target is missing; give the column to predict", field="data.target")
@@ -75,6 +81,7 @@ def look(address: str, targets: Sequence[str]) -> Look:
         unsure.append(
             f"only the first {table.num_rows:,} of {'about ' if sample.estimated else ''}{sample.rows:,} rows were looked at"
         )
+    unsure += [READING[k].format(v) for k, v in sample.reading.items()]
     features, key, exclude, doubts = _sort_columns(sample, targets)
     if not features:
         raise DataError(f"{address} has no column to learn from besides {', '.join(targets)}", field="data.features")
@@ -105,7 +112,17 @@ def look(address: str, targets: Sequence[str]) -> Look:
         skip=count > 0,
         unsure=unsure,
         shape=shape,
+        reading=sample.reading,
     )
+
+
+def _sample(address: str) -> Sample:
+    try:
+        return take_sample(Data(source=address))
+    except DataError as error:
+        if error.field != "data.encoding":
+            raise
+        return take_sample(Data(source=address, encoding="cp1252"))
 
 
 def _sort_columns(sample: Sample, targets: Sequence[str]) -> tuple[list[Inferred], list[Left], list[Left], list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -22,7 +22,7 @@ SAMPLE_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Sample:
-    """table: the rows looked at. rows: of the whole source. whole: the table is all of it. estimated: `rows` is."""
+    """table: the rows looked at. rows: of the whole source. whole: the table is all of it. estimated: `rows` is. reading: see `Source`."""
 
     table: pa.Table
     rows: int
@@ -31,6 +31,7 @@ class Sample:
     malformed: int
     paths: tuple[str, ...]
     bytes: int | None
+    reading: dict[str, str] = field(default_factory=dict)
 
 
 def take_sample(data: Data, columns: list[str] | None = None) -> Sample:
@@ -44,10 +45,10 @@ def take_sample(data: Data, columns: list[str] | None = None) -> Sample:
     count = source.count()
     if small and (count is None or count <= SAMPLE_ROWS):
         table = source.table(columns)
-        return Sample(table, table.num_rows, True, False, len(source.malformed), paths, size)
+        return Sample(table, table.num_rows, True, False, len(source.malformed), paths, size, source.reading)
     if text:
         table, malformed, share = _head(source, lenient, columns)
-        return Sample(table, max(table.num_rows, round(table.num_rows * share)), False, True, malformed, paths, size)
+        return Sample(table, max(table.num_rows, round(table.num_rows * share)), False, True, malformed, paths, size, source.reading)
     table = _first(source, columns)
     rows = count if count is not None else _by_bytes(source, table)
     whole = rows <= table.num_rows

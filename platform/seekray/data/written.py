@@ -1,0 +1,137 @@
+"""How the numbers of a delimited file are written: `1234.5`, `1,234.50`, `1234,5`, `1.234,50`, `1 234,5`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seekray.data.parse import is_text
+
+LOOKED_AT = 1000  # records of the head
+MOSTLY = 0.95
+GROUPS = {".": ",'’", ",": ". \u00a0\u202f"}
+
+
+def _grouped(decimal: str) -> str:
+    """Numbers whose thousands are set apart, as a regular expression of RE2 and Python."""
+    point = re.escape(decimal)
+    return "|".join(rf"^[+-]?\d{{1,3}}({re.escape(mark)}\d{{3}})+({point}\d+)?$" for mark in GROUPS[decimal])
+
+
+def _plain(decimal: str) -> str:
+    point = re.escape(decimal)
+    return rf"^[+-]?(\d+({point}\d*)?|{point}\d+)([eE][+-]?\d+)?$"
+
+
+NUMBERS = {decimal: re.compile(f"{_plain(decimal)}|{_grouped(decimal)}") for decimal in GROUPS}
+# `1,234` may be either; these cannot be thousands.
+SURE = {
+    decimal: re.compile(
+        rf"^[+-]?(\d+{re.escape(decimal)}(\d{{1,2}}|\d{{4,}})|(\d{{4,}}|0\d*){re.escape(decimal)}\d+"
+        rf"|\d{{1,3}}([{re.escape(GROUPS[decimal])}]\d{{3}})+{re.escape(decimal)}\d+)$"
+    )
+    for decimal in GROUPS
+}
+
+
+@dataclass(frozen=True)
+class Written:
+    """decimal: the decimal mark, "." or ",". rewritten: columns of numbers that PyArrow would leave as text."""
+
+    decimal: str
+    rewritten: frozenset[str]
+
+    def plain(self, value: str) -> str:
+        """A number as `1234.5`; other texts as they are."""
+        text = value.strip()
+        return _without_groups(text, self.decimal) if NUMBERS[self.decimal].match(text) else value
+
+    def apply(self, table: Any, *, typed: bool) -> Any:
+        """A table or batch whose text columns among `rewritten` have their numbers as `1234.5`.
+
+        typed: they become numbers where all their values are; else they stay texts, which are parsed later.
+        """
+        for place, field in enumerate(table.schema):
+            if field.name not in self.rewritten or not is_text(field.type):
+                continue
+            column = _rewrite(table.column(place), self.decimal)
+            if typed:
+                try:
+                    column = column.cast(pa.float64())
+                except pa.ArrowInvalid:
+                    pass  # some are no numbers: whoever reads the column says which
+            table = table.set_column(place, field.name, column)
+        return table
+
+
+def _without_groups(text: str, decimal: str) -> str:
+    for mark in GROUPS[decimal]:
+        text = text.replace(mark, "")
+    return text.replace(decimal, ".")
+
+
+def _rewrite(column: Any, decimal: str) -> Any:
+    text = pc.utf8_trim_whitespace(column)
+    is_number = pc.match_substring_regex(text, f"{_plain(decimal)}|{_grouped(decimal)}")
+    bare = pc.replace_substring_regex(text, f"[{re.escape(GROUPS[decimal])}]", "")
+    if decimal != ".":
+        bare = pc.replace_substring(bare, decimal, ".")
+    return pc.if_else(is_number, bare, column)
+
+
+def find_written(
+    head: str, names: Sequence[str], delimiter: str, decimal: str | None, nulls: Sequence[str], codes: Sequence[str] = ()
+) -> Written:
+    """How a file's numbers are written, from its first records.
+
+    decimal: given, or None to find it: a comma where columns of numbers have one that cannot be a mark of
+    thousands, and no column has such a point. codes: columns that only look like numbers.
+    """
+    columns = _columns(head, names, delimiter, frozenset(nulls))
+    numeric = {
+        mark: [n for n, values in columns.items() if values and _share(values, NUMBERS[mark]) >= MOSTLY] for mark in GROUPS
+    }
+    sure = {mark: any(any(SURE[mark].match(v) for v in columns[n]) for n in numeric[mark]) for mark in GROUPS}
+    found = decimal or ("," if sure[","] and not sure["."] else ".")
+    if found == "." and not (decimal or sure["."] or delimiter == ","):
+        return Written(found, frozenset())  # `1;2,345` alone: thousands or thousandths, nobody knows
+    groups = re.compile(_grouped(found))
+    chosen = {n for n in numeric[found] if n not in codes}
+    if found == ".":
+        chosen = {n for n in chosen if any(groups.match(v) for v in columns[n])}
+    return Written(found, frozenset(chosen))
+
+
+def _columns(head: str, names: Sequence[str], delimiter: str, nulls: frozenset[str]) -> dict[str, list[str]]:
+    """The values of each column in the first records; the last, which may be cut, is left out."""
+    records = []
+    try:
+        for record in csv.reader(io.StringIO(head), delimiter=delimiter):
+            records.append(record)
+            if len(records) > LOOKED_AT:
+                break
+    except csv.Error:
+        pass  # reading says what is wrong
+    body = records[1:-1] if len(records) > 2 else records[1:]
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for record in body:
+        for name, value in zip(names, record, strict=False):
+            if (text := value.strip()) not in nulls:
+                found[name].append(text)
+    return found
+
+
+def _share(values: Sequence[str], pattern: re.Pattern[str]) -> float:
+    return sum(bool(pattern.match(v)) for v in values) / len(values)
+
+
+def looks_like_comma_number(value: object) -> bool:
+    """True for a text such as `7.722,14`: a number with a decimal comma."""
+    return isinstance(value, str) and bool(SURE[","].match(value.strip()))
