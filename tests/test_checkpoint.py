@@ -16,7 +16,7 @@ from safetensors import safe_open
 from training_kit import Listen, experiment, run_here, same, same_history, write_table
 
 from seekray.checkpoint import Checkpoint, Checkpoints, load_optimizer, optimizer_state
-from seekray.errors import CorruptError
+from seekray.errors import CorruptError, FullError
 from seekray.storage import Storage
 from seekray.tracking.spool import Spool
 
@@ -176,3 +176,21 @@ def test_killed_at_any_moment_it_can_go_on(tmp_path: Path) -> None:
         steps = [p["step"] for p in told if p["key"] == key]
         assert len(steps) == len(set(steps)), f"{key} was told twice"
         assert {p["step"]: p["value"] for p in told if p["key"] == key} == listen.series(key)
+
+
+def test_a_full_disk_leaves_what_was_whole(tmp_path: Path) -> None:
+    place = tmp_path / "tiny"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        storage = Storage(str(place))
+        storage.write_bytes("a/x.bin", b"1" * 30_000)
+        for name in ("a/x.bin", "a/y.bin"):
+            with pytest.raises(FullError, match=f"No space left on device: .*{name} could not be written; make room"):
+                storage.write_bytes(name, b"2" * 90_000)
+        assert storage.read_bytes("a/x.bin") == b"1" * 30_000
+        assert [p.name for p in (place / "a").iterdir()] == ["x.bin"]
+        storage.write_bytes("a/y.bin", b"3" * 20_000)
+    finally:
+        subprocess.run(["umount", place], check=True)

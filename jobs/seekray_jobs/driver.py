@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from seekray.errors import SeekrayError
+from seekray.log import tell
 
 
 def exit_with(main: Callable[[], None]) -> NoReturn:
@@ -16,12 +16,10 @@ def exit_with(main: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends a run as Ctrl-C does
     try:
         main()
-    except SeekrayError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (Exception, KeyboardInterrupt) as error:
+        if code := tell(error):
+            sys.exit(code)
+        raise
     sys.exit(0)
 
 

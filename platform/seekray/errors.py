@@ -7,6 +7,8 @@ On the command line it becomes one line and `exit_code`; over HTTP a body
 
 from __future__ import annotations
 
+import errno
+
 
 class SeekrayError(Exception):
     """Base of all errors of seekray; on its own, something failed that is not the user's input."""
@@ -27,6 +29,14 @@ class SeekrayError(Exception):
     def as_json(self) -> dict[str, dict[str, str | None]]:
         """The body that every endpoint and `--json` answer with."""
         return {"error": {"code": self.code, "message": self.message, "field": self.field}}
+
+
+def full(error: OSError, what: str | None = None) -> FullError | None:
+    """A full disk as an error that says where; None for other troubles."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    where = what or error.filename
+    return FullError(f"{error.strerror}{f': {where} could not be written' if where else ''}; make room and run it again")
 
 
 def _rebuild(kind: type[SeekrayError], message: str, field: str | None) -> SeekrayError:
@@ -58,6 +68,19 @@ class ModelNotFoundError(UserError):
 
     code = "not_found"
     http_status = 404
+
+
+class InterruptedByUser(SeekrayError):
+    """Ctrl-C, or a job that was stopped."""
+
+    code = "interrupted"
+    exit_code = 130
+
+
+class FullError(SeekrayError):
+    """A disk has no room left, or the quota is used up."""
+
+    code = "disk_full"
 
 
 class GateError(SeekrayError):

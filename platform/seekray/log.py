@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from pathlib import Path
+
+from seekray.errors import InterruptedByUser, SeekrayError, full
 
 QUIET_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -37,6 +40,24 @@ def configure(*, verbose: bool = False) -> None:
     terminal.setFormatter(_Terminal())
     terminal.setLevel(logging.INFO if verbose else logging.WARNING)
     own.handlers[:] = [terminal]
+
+
+def tell(error: BaseException) -> int | None:
+    """Say an error as one line on stderr and, where `--json` was given, as the one document on stdout.
+
+    Returns the exit code; None for what is a bug and deserves its traceback.
+    """
+    if isinstance(error, OSError):
+        error = full(error) or error
+    known = error if isinstance(error, SeekrayError) else None
+    if isinstance(error, KeyboardInterrupt):
+        known = InterruptedByUser("interrupted")
+    if known is not None:
+        print(f"error: {known.message}" if not isinstance(error, KeyboardInterrupt) else known.message, file=sys.stderr)
+    if "--json" in sys.argv[1:]:
+        shown = known or SeekrayError(f"{type(error).__name__}: {error}")
+        print(json.dumps(shown.as_json(), indent=1))
+    return known.exit_code if known is not None else None
 
 
 def to_file(path: Path, run_id: str) -> logging.Handler:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from seekray.errors import UserError
+from seekray.errors import UserError, full
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -33,6 +33,9 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
             region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
             s3 = pafs.S3FileSystem(endpoint_override=host, scheme=scheme or "https", region=region)
             return s3, bucket_path
+    if uri.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in uri:
+        # PyArrow's own limit is a quarter of an hour, without credentials too.
+        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds=10"
     try:
         found, path = pafs.FileSystem.from_uri(uri)
     except Exception as error:
@@ -70,16 +73,18 @@ class Storage:
         """Write one file, whole or not at all."""
         if self.is_local:
             target = Path(self.path(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
             beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 with beside.open("wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
                 beside.replace(target)
-            except BaseException:
+            except BaseException as error:
                 beside.unlink(missing_ok=True)
+                if isinstance(error, OSError) and (told := full(error, str(target))):
+                    raise told from error
                 raise
             return
         with self._fs.open_output_stream(self.path(name)) as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -16,7 +17,7 @@ from seekray import loop, report
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
 from seekray.data.prepare import Prepared
-from seekray.errors import ConfigError, DataError, ModelNotFoundError
+from seekray.errors import ConfigError, DataError, FullError, ModelNotFoundError, full
 from seekray.log import to_file
 from seekray.progress import Progress
 from seekray.session import LocalSession, Point, points
@@ -139,8 +140,12 @@ def _train(
             raise
         except Exception as error:
             progress.close()
-            tracker.finish("failed", str(error))
+            disk = isinstance(error, FullError) or (isinstance(error, OSError) and full(error) is not None)
+            with contextlib.suppress(*((FullError, OSError) if disk else ())):
+                tracker.finish("failed", str(error))
             progress.say(f"run {run_id} failed; its log: {log_file}")
+            if disk:
+                progress.say(f"when there is room, go on with: seekray train --resume {run_id}")
             raise
         finally:
             logging.getLogger().removeHandler(handler)

@@ -20,7 +20,10 @@ from seekray.data.times import times
 from seekray.errors import ConfigError, DataError
 from seekray.experiment_file import load
 
-EXPORT = "Kunde;Größe;Menge;Datum;Umsatz\nä1;1.234,5;1.000;31.12.2025;7.722,14\nä2;;567;1.2.2024;-0,5\nä3;12;-2.345.678;;12\nä4;1;1;;1\n"
+EXPORT = (
+    "Kunde;Größe;Menge;Datum;Umsatz\nä1;1.234,5;1.000;31.12.2025;7.722,14\n"
+    "ä2;;567;1.2.2024;-0,5\nä3;12;-2.345.678;;12\nä4;1;1;;1\n"
+)
 
 
 def table(path: str, **options: Any) -> list[dict[str, Any]]:
@@ -85,13 +88,15 @@ def test_one_bad_value_spoils_no_other(tmp_path: Path) -> None:
 
 def test_what_the_errors_advise(tmp_path: Path) -> None:
     body = "".join(f"{i};{i},5;{'ab'[i % 2]}\n" for i in range(60))
-    data = Data(source=write(tmp_path / "t.csv", "n;x;y\n" + body), target="y", features={"x": {"kind": "numeric"}}, decimal=".")
-    with pytest.raises(DataError, match="set data.decimal: ','"):
+    data = Data(
+        source=write(tmp_path / "t.csv", "n;x;y\n" + body), target="y", features={"x": {"kind": "numeric"}}, decimal="."
+    )
+    with pytest.raises(DataError, match=r"set data.decimal: ','"):
         prepare(data, "classification")
     with pytest.raises(DataError, match=r"is not UTF-8; set data.encoding, for a file of Western Europe to cp1252"):
         table(write(tmp_path / "l.csv", EXPORT.encode("cp1252")))
     late = "n;x\n" + "1;a\n" * 400_000 + "2;ä\n"  # after what is looked at
-    with pytest.raises(DataError, match="'x' is not UTF-8; set data.encoding"):
+    with pytest.raises(DataError, match=r"'x' is not UTF-8; set data.encoding"):
         table(write(tmp_path / "late.csv", late.encode("cp1252")))
     assert table(str(tmp_path / "late.csv"), encoding="cp1252")[-1]["x"] == "ä"
 
@@ -100,11 +105,17 @@ def test_init_finds_it_and_the_model_remembers(tmp_path: Path, home: Path, monke
     monkeypatch.chdir(tmp_path)
     draw = random.Random(0)
     rows = [(draw.choice(["Köln", "Ulm"]), draw.randint(1000, 9_000_000)) for _ in range(200)]
-    lines = [f"{city};{cents // 100:,}".replace(",", ".") + f",{cents % 100:02};{1 + i % 28}.3.2025;{cents}" for i, (city, cents) in enumerate(rows)]  # fmt: skip
+    euros = [f"{cents // 100:,}".replace(",", ".") + f",{cents % 100:02}" for _, cents in rows]
+    lines = [f"{c};{e};{1 + i % 28}.3.2025;{n}" for i, ((c, n), e) in enumerate(zip(rows, euros, strict=True))]
     write(tmp_path / "t.csv", ("Stadt;Betrag;Tag;Ziel\n" + "\n".join(lines) + "\n").encode("cp1252"))
     found = inspect.init("t.csv", ["Ziel"], tmp_path / "e.yaml")
-    assert {f["name"]: f["kind"] for f in found["features"]} == {"Stadt": "categorical", "Betrag": "numeric", "Tag": "timestamp"}
-    assert any("decimal comma" in u for u in found["unsure"]) and any("cp1252" in u for u in found["unsure"])
+    assert {f["name"]: f["kind"] for f in found["features"]} == {
+        "Stadt": "categorical",
+        "Betrag": "numeric",
+        "Tag": "timestamp",
+    }
+    assert any("decimal comma" in u for u in found["unsure"])
+    assert any("cp1252" in u for u in found["unsure"])
     written = yaml.safe_load((tmp_path / "e.yaml").read_text())["data"]
     assert (written["decimal"], written["encoding"]) == (",", "cp1252")
     experiment = load(tmp_path / "e.yaml", [])

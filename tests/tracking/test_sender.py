@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,9 +16,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+from seekray.errors import TrackingError
 from seekray.model_ref import resolve
 from seekray.settings import Settings
-from seekray.tracking.carrier import progress, result
+from seekray.tracking import client
+from seekray.tracking.carrier import progress, result, send
+from seekray.tracking.runs import list_runs
 from seekray.tracking.sender import start_sender
 from seekray.tracking.sync import sync
 
@@ -169,3 +174,23 @@ def test_ctrl_c_leaves_no_process(where: Settings) -> None:
         raise KeyboardInterrupt
     assert not psutil.pid_exists(pid)
     assert kit.found(where, run.run_id)["status"] == "KILLED"
+
+
+def test_a_server_that_hangs_costs_seconds(where: Settings, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts and never answers: the run ends soon, its points wait, and a real store gets them later."""
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hung = dataclasses.replace(
+            where, tracking_uri=f"http://127.0.0.1:{silent.getsockname()[1]}", tracking_is_embedded=False
+        )
+        began = time.monotonic()
+        assert not client.reachable(hung)
+        run = kit.make_run(hung, "r9")
+        run.write(bundle)
+        with pytest.raises(TrackingError, match="does not answer"):
+            send(run.storage, hung)
+        assert [r["run_id"] for r in list_runs(hung)] == ["r9"]
+        assert [r.error for r in sync(hung)] == [f"{hung.tracking_uri} does not answer"]
+        assert time.monotonic() - began < 10
+    assert [r.remaining for r in sync(where)] == [0]
+    kit.check_whole(where, "r9")

@@ -29,34 +29,37 @@ app.add_typer(jobs.app, name="jobs", help="Jobs on a Ray cluster.")
 
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 failed, 2 the input is wrong, 130 interrupted."""
-    from seekray.errors import SeekrayError
+    from seekray.log import tell
 
     sys.path.append(os.getcwd())  # for `family: mymodule:MyFamily` beside the experiment
     try:
         result = app(standalone_mode=False, prog_name="seekray")  # gives the code of a typer.Exit back
         code = result if isinstance(result, int) else 0
-    except SeekrayError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        if code == 130:  # Typer makes Ctrl-C an exit code
+            raise KeyboardInterrupt
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except typer.Exit as stop:
         code = stop.exit_code
-    except typer.Abort:
-        code = 130
+    except (KeyboardInterrupt, typer.Abort):
+        code = tell(KeyboardInterrupt()) or 130
     except Exception as error:
-        code = _usage_or_bug(error)
+        code = _usage_error(error) or tell(error) or 0
+        if not code:
+            raise  # a bug keeps its traceback
     sys.exit(code)
 
 
-def _usage_or_bug(error: Exception) -> int:
-    """Usage errors of the command line are the user's; anything else is ours and keeps its traceback."""
+def _usage_error(error: Exception) -> int | None:
+    """The exit code of an error in the command line itself, which is shown; None for others."""
+    from seekray.errors import UserError
+    from seekray.log import tell
+
     show = getattr(error, "show", None)
     if show is None:
-        raise error
+        return None
+    if "--json" in sys.argv[1:]:
+        return tell(UserError(error.format_message()))  # type: ignore[attr-defined]
     show()
     return int(getattr(error, "exit_code", 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import mmap
@@ -19,7 +18,7 @@ import pyarrow.fs as pafs
 from seekray.data.columns import listed, missing_column
 from seekray.data.parse import NUMBER, shown
 from seekray.data.source import BATCH_ROWS, Source, Types, reading
-from seekray.data.written import Written, find_written
+from seekray.data.written import ENCODING_ADVICE, Written, encoding_of, find_delimiter, find_written
 from seekray.errors import DataError
 
 HEAD = 1 << 20
@@ -31,10 +30,10 @@ LARGE_BLOCK = 256 << 20
 # Up to here a stream of batches is cut from the whole table; beyond, memory stays at a few blocks.
 WHOLE = 128 << 20
 COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
-DELIMITERS = ",;\t|"
 NULLS = ["", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "-NaN", "-nan", "NULL", "Null", "null", "None", "<NA>"]
-CONVERSION = re.compile(r"In CSV column #(\d+): CSV conversion error to ([^:]+): invalid value '(.*)'", re.DOTALL)
-ENCODING_ADVICE = "set data.encoding, for a file of Western Europe to cp1252, or convert it: iconv -f CP1252 -t UTF-8"
+CONVERSION = re.compile(
+    r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to ([^:]+): invalid value '(.*)'", re.DOTALL
+)
 WRONG_WIDTH = re.compile(r"Expected (\d+) columns, got (\d+)")
 
 
@@ -314,20 +313,6 @@ def _check_utf8(schema: pa.Schema, path: str) -> None:
         raise DataError(f"{path}: column {bad!r} is not UTF-8; {ENCODING_ADVICE}", field="data.encoding")
 
 
-def encoding_of(raw: bytes, given: str | None, path: str) -> str:
-    """The encoding of a file that begins with `raw`: UTF-8 where that fits, else the one given. Raises DataError."""
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    try:
-        # A character may be cut at the end.
-        text = codecs.getincrementaldecoder("utf-8")().decode(raw)
-    except UnicodeDecodeError:
-        if given is None:
-            raise DataError(f"{path} is not UTF-8; {ENCODING_ADVICE}", field="data.encoding") from None
-        return given
-    return given if given and text.isascii() else "utf8"
-
-
 def _type_of(value: str) -> Any:
     """The type that a single value would be given."""
     try:
@@ -349,18 +334,3 @@ class reading_types:
         if isinstance(error, (pa.ArrowException, OSError)) and not CONVERSION.search(str(error)):
             with reading(self._path, "CSV"):
                 raise error
-
-
-def find_delimiter(head: str) -> str:
-    """The delimiter that cuts the first records into the same number of values, more than one."""
-    best, most = ",", 1
-    for delimiter in DELIMITERS:
-        records = []
-        for record in csv.reader(io.StringIO(head[:65_536]), delimiter=delimiter):
-            records.append(record)
-            if len(records) == 20:
-                break
-        widths = [len(r) for r in records[: max(1, len(records) - 1)] if r]
-        if widths and widths[0] > most and sum(w == widths[0] for w in widths) * 10 >= len(widths) * 8:
-            best, most = delimiter, widths[0]
-    return best

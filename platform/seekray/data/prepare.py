@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,7 +76,7 @@ class Prepared:
     rejected: list[dict[str, Any]]
     warnings: list[str]
     rows: int
-    reading: dict[str, str] = field(default_factory=dict)
+    reading: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def used_columns(data: Data, names: list[str]) -> list[str]:

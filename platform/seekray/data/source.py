@@ -96,7 +96,13 @@ def reading(path: str, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{path} is not there", field="data.source") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "OAuth2 access token" in str(error):
+            raise DataError(
+                f"{path}: Google Cloud gave no access; log in with `gcloud auth application-default login`, "
+                "or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+                field="data.source",
+            ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise DataError(
             f"{path} cannot be read as {what}; it may be truncated or of another format: {reason}", field="data.source"
         ) from error

@@ -1,7 +1,9 @@
-"""How the numbers of a delimited file are written: `1234.5`, `1,234.50`, `1234,5`, `1.234,50`, `1 234,5`."""
+"""How a delimited file is written: its delimiter, its encoding, its numbers (`1234.5`, `1.234,50`, `1 234,5`)."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import io
 import re
@@ -13,7 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seekray.data.parse import is_text
+from seekray.errors import DataError
 
+DELIMITERS = ",;\t|"
+ENCODING_ADVICE = "set data.encoding, for a file of Western Europe to cp1252, or convert it: iconv -f CP1252 -t UTF-8"
 LOOKED_AT = 1000  # records of the head
 MOSTLY = 0.95
 GROUPS = {".": ",'’", ",": ". \u00a0\u202f"}
@@ -63,10 +68,9 @@ class Written:
                 continue
             column = _rewrite(table.column(place), self.decimal)
             if typed:
-                try:
+                # Where some are no numbers, whoever reads the column says which.
+                with contextlib.suppress(pa.ArrowInvalid):
                     column = column.cast(pa.float64())
-                except pa.ArrowInvalid:
-                    pass  # some are no numbers: whoever reads the column says which
             table = table.set_column(place, field.name, column)
         return table
 
@@ -135,3 +139,32 @@ def _share(values: Sequence[str], pattern: re.Pattern[str]) -> float:
 def looks_like_comma_number(value: object) -> bool:
     """True for a text such as `7.722,14`: a number with a decimal comma."""
     return isinstance(value, str) and bool(SURE[","].match(value.strip()))
+
+
+def encoding_of(raw: bytes, given: str | None, path: str) -> str:
+    """The encoding of a file that begins with `raw`: UTF-8 where that fits, else the one given. Raises DataError."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    try:
+        # A character may be cut at the end.
+        text = codecs.getincrementaldecoder("utf-8")().decode(raw)
+    except UnicodeDecodeError:
+        if given is None:
+            raise DataError(f"{path} is not UTF-8; {ENCODING_ADVICE}", field="data.encoding") from None
+        return given
+    return given if given and text.isascii() else "utf8"
+
+
+def find_delimiter(head: str) -> str:
+    """The delimiter that cuts the first records into the same number of values, more than one."""
+    best, most = ",", 1
+    for delimiter in DELIMITERS:
+        records = []
+        for record in csv.reader(io.StringIO(head[:65_536]), delimiter=delimiter):
+            records.append(record)
+            if len(records) == 20:
+                break
+        widths = [len(r) for r in records[: max(1, len(records) - 1)] if r]
+        if widths and widths[0] > most and sum(w == widths[0] for w in widths) * 10 >= len(widths) * 8:
+            best, most = delimiter, widths[0]
+    return best

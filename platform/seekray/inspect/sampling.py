@@ -22,7 +22,10 @@ SAMPLE_ROWS = 50_000
 
 @dataclass(frozen=True)
 class Sample:
-    """table: the rows looked at. rows: of the whole source. whole: the table is all of it. estimated: `rows` is. reading: see `Source`."""
+    """table: the rows looked at. rows: of the whole source. whole: the table is all of it. estimated: `rows` is.
+
+    reading: see `Source`.
+    """
 
     table: pa.Table
     rows: int
@@ -48,7 +51,9 @@ def take_sample(data: Data, columns: list[str] | None = None) -> Sample:
         return Sample(table, table.num_rows, True, False, len(source.malformed), paths, size, source.reading)
     if text:
         table, malformed, share = _head(source, lenient, columns)
-        return Sample(table, max(table.num_rows, round(table.num_rows * share)), False, True, malformed, paths, size, source.reading)
+        return Sample(
+            table, max(table.num_rows, round(table.num_rows * share)), False, True, malformed, paths, size, source.reading
+        )
     table = _first(source, columns)
     rows = count if count is not None else _by_bytes(source, table)
     whole = rows <= table.num_rows

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import http.client
 import logging
 import os
 import re
 import secrets
-import socket
+import ssl
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+CONNECT_SECONDS, ANSWER_SECONDS = 2.0, 5.0
 # What another try may mend: not the request's fault, or a door that is locked for now.
 PASSING = frozenset({401, 403, 404, 408, 429})
 
@@ -69,15 +71,27 @@ def told(where: Settings) -> Iterator[None]:
 
 
 def reachable(where: Settings) -> bool:
-    """True for the embedded store, and for a server whose port accepts a connection within two seconds."""
+    """True for the embedded store, and for a server that says anything at all within a few seconds.
+
+    A port that accepts is not enough: a server that hangs would cost every request its whole patience.
+    """
     parts = urllib.parse.urlsplit(where.tracking_uri)
     if parts.scheme not in ("http", "https"):
         return True
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "localhost", parts.port, timeout=CONNECT_SECONDS)
     try:
-        socket.create_connection((parts.hostname or "localhost", port), timeout=2).close()
+        connection.connect()
+        if connection.sock is not None:
+            connection.sock.settimeout(ANSWER_SECONDS)
+        connection.request("GET", f"{parts.path.rstrip('/')}/health")
+        connection.getresponse()
+    except (ssl.SSLError, http.client.HTTPException):
+        return True  # somebody is there; what is wrong, the first real request says
     except OSError:
         return False
+    finally:
+        connection.close()
     return True
 
 
