@@ -92,7 +92,7 @@ class TestCsv:
             ("1,2\n3,4\n", "first line is numbers"),
             ("a,a\n1,2\n", "has 'a' twice"),
             ("a,b\n1,2\n1,2,3\n", "row 1: expected 2 values, the row has 3"),
-            (b"a,b\n1,\xff\xfe\n", "t.csv is not UTF-8; set data.encoding"),
+            (b"a,b\n1,\xff\xfe\n", "column 'b' is not UTF-8; set data.encoding"),
         ],
     )
     def test_damage(self, tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -93,7 +93,7 @@ def test_what_the_errors_advise(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"set data.decimal: ','"):
         prepare(data, "classification")
-    with pytest.raises(DataError, match=r"is not UTF-8; set data.encoding, for a file of Western Europe to cp1252"):
+    with pytest.raises(DataError, match=r"the header is not UTF-8; set data.encoding, for a file of Western Europe to cp1252"):
         table(write(tmp_path / "l.csv", EXPORT.encode("cp1252")))
     late = "n;x\n" + "1;a\n" * 400_000 + "2;ä\n"  # after what is looked at
     with pytest.raises(DataError, match=r"'x' is not UTF-8; set data.encoding"):

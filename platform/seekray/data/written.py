@@ -149,9 +149,13 @@ def encoding_of(raw: bytes, given: str | None, path: str) -> str:
         # A character may be cut at the end.
         text = codecs.getincrementaldecoder("utf-8")().decode(raw)
     except UnicodeDecodeError:
-        if given is None:
-            raise DataError(f"{path} is not UTF-8; {ENCODING_ADVICE}", field="data.encoding") from None
-        return given
+        if given is not None:
+            return given
+        try:
+            raw.split(b"\n", 1)[0].decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{path}: the header is not UTF-8; {ENCODING_ADVICE}", field="data.encoding") from None
+        return "utf8"  # the column that is not may not be read
     return given if given and text.isascii() else "utf8"
 
 
