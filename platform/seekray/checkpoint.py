@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from seekray.errors import CorruptError
+from seekray.errors import ConfigError, CorruptError
 from seekray.manifest import sha256
 from seekray.storage import Storage
 
@@ -52,6 +52,31 @@ def load_named(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) 
             module.load_state_dict(state)
         except RuntimeError as error:
             raise CorruptError(f"weights do not fit the model's settings: {error}") from error
+
+
+def load_initial(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Start from another model's `module/key` weights, as far as there are modules and keys of those names.
+
+    Raises ConfigError where a shape differs or no name fits.
+    """
+    own = named_tensors(modules)
+    shared = [name for name in own if name in tensors]
+    for name in shared:
+        if own[name].shape != tensors[name].shape:
+            raise ConfigError(
+                f"model.init_from: {name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here; "
+                "leave the sizes of `model` out to take those of the model that is started from",
+                field="model.init_from",
+            )
+    if not shared:
+        raise ConfigError(
+            "model.init_from: the model that is started from has no weight of this one's", field="model.init_from"
+        )
+    with torch.no_grad():
+        for name in shared:
+            own[name].copy_(tensors[name])
+    if fresh := [name for name in own if name not in tensors]:
+        logging.getLogger(__name__).info("%d tensors start fresh: %s", len(fresh), ", ".join(fresh[:8]))
 
 
 def optimizer_state(optimizer: Optimizer) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

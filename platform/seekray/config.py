@@ -192,10 +192,11 @@ class Experiment(Strict):
     """One experiment: data, model, training, resources, and what becomes of the result."""
 
     name: Name
-    family: str = Field("net", description="net, rec, gen, or package.module:MyFamily")
+    family: str = Field("net", description="net, rec, gen, lm, or package.module:MyFamily")
     task: str = Field(
         "classification",
-        description="net: classification, regression, multilabel; rec: classification, labelling, forecast; gen: rows",
+        description="net: classification, regression, multilabel; rec: classification, labelling, forecast; gen: rows; "
+        "lm: pretrain, finetune, classify",
     )
     data: Data
     model: SerializeAsAny[BaseModel] = Field(default=None, validate_default=True)
@@ -255,7 +256,10 @@ class Experiment(Strict):
 
     def prepare(self) -> Prepared:
         """Read and transform the data as the family wants it. Raises DataError."""
-        return get_family(self.family).prepare(self.data, self.task, self.model)
+        data = self.data
+        if self.storage and data.text and data.text.shards is None:
+            data = data.model_copy(update={"text": data.text.model_copy(update={"shards": f"{self.storage}/tokens"})})
+        return get_family(self.family).prepare(data, self.task, self.model)
 
     def as_json(self) -> dict[str, Any]:
         """Every value, defaults included; `Experiment.model_validate` takes it back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,20 @@ if TYPE_CHECKING:
     from seekray.data.schema import Schema
 
 
-def run(experiment: Experiment, session: Session, schema: Schema, train: Dataset, validation: Dataset) -> None:
+def run(
+    experiment: Experiment,
+    session: Session,
+    schema: Schema,
+    train: Dataset,
+    validation: Dataset,
+    initial: Mapping[str, Tensor] | None = None,
+) -> None:
     """Train to the end; the last checkpoint in `session.storage` holds the best weights as `best/`.
 
+    initial: weights that a new run starts from, by `module/key`; the others are fresh.
     Every rank of a run calls it. Raises DivergedError where the loss is not finite.
     """
-    state = TrainState(experiment, session, schema, train, validation)
+    state = TrainState(experiment, session, schema, train, validation, initial)
     if session.resume_from is not None:
         state.restore(session.resume_from, session)
     session.where = lambda: f"at step {state.step} (learning rate {_rate(state):.3g})"

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from seekray import manifest
-from seekray.errors import CorruptError, ModelNotFoundError
+from seekray.config import Experiment
+from seekray.errors import ConfigError, CorruptError, ModelNotFoundError
+from seekray.models import get_family
 from seekray.settings import Settings
 from seekray.storage import Storage
 
@@ -50,6 +52,25 @@ def resolve(reference: str, where: Settings) -> ResolvedModel:
         what = "is a folder without a manifest.json" if folder.is_dir() else "is not a model"
         raise ModelNotFoundError(f"{reference!r} {what}; expected {FORMS}")
     return _registered(match[1], match[2], None if match[3] == "latest" else match[3], match[3] == "latest", where)
+
+
+def with_base(experiment: Experiment, where: Settings) -> Experiment:
+    """The experiment with `model.init_from` as a bundle folder, and what `model` leaves out as that model has it.
+
+    Unchanged where nothing is started from. Raises ConfigError for a model of another family, and what `resolve` raises.
+    """
+    reference = getattr(experiment.model, "init_from", None)
+    if reference is None:
+        return experiment
+    folder = resolve(reference, where).bundle
+    info = json.loads((folder / "bundle.json").read_bytes())
+    if info["family"] != experiment.family:
+        raise ConfigError(
+            f"model.init_from: {reference} is of the family {info['family']}, not {experiment.family}", field="model.init_from"
+        )
+    given = experiment.model.model_dump(exclude_unset=True) | {"init_from": str(folder)}
+    model = get_family(experiment.family).Config.model_validate(info["model"] | given)
+    return experiment.model_copy(update={"model": model})
 
 
 def _folder(folder: Path) -> ResolvedModel:

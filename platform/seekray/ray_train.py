@@ -37,7 +37,7 @@ class TrainSession(Session):
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
 
-    def use_threads(self, parameters: int) -> None:
+    def use_threads(self, work: int) -> None:
         """As many as the worker has CPUs; set before the session."""
 
 
@@ -107,7 +107,7 @@ def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
     session = TrainSession(experiment.training, run, listener=post, resume_from=checkpoint, device=device)
     post.rank = session.rank
     schema = get_family(experiment.family).schema(data["schema"], data["files"])
-    loop.run(experiment, session, schema, data["train"], data["validation"])
+    loop.run(experiment, session, schema, data["train"], data["validation"], data["initial"])
     if session.rank == 0:
         mailbox.put("done", None)
 
@@ -158,7 +158,8 @@ def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, l
     gpus = require(resources, progress)
     schema = prepared.schema
     data = ray.put(
-        {"schema": schema.to_json(), "files": schema.files(), "train": prepared.train, "validation": prepared.validation}
+        {"schema": schema.to_json(), "files": schema.files()}
+        | {name: getattr(prepared, name) for name in ("train", "validation", "initial")}
     )
     mailbox = Mailbox(run_id)
     mailbox.take()

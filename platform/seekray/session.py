@@ -81,9 +81,9 @@ class Session:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self._autocast = precision == "bf16"
 
-    def use_threads(self, parameters: int) -> None:
-        """Choose torch's threads: with little work a step, a second thread costs more than it brings."""
-        if self.device.type == "cpu" and parameters * self.training.batch_size < SMALL_STEP:
+    def use_threads(self, work: int) -> None:
+        """Choose torch's threads by a row's multiplications: with few a step, a second thread costs more than it brings."""
+        if self.device.type == "cpu" and work * self.training.batch_size < SMALL_STEP:
             torch.set_num_threads(1)
 
     # ---- steps

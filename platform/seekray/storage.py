@@ -9,13 +9,16 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 
 from seekray.errors import UserError, full
+
+COPIED = 8 * 2**20
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -127,6 +130,25 @@ class Storage:
             self._fs.delete_dir(self.path(name))
         elif info.type == pafs.FileType.File:
             self._fs.delete_file(self.path(name))
+
+    def copy_to(self, name: str, file: IO[bytes]) -> None:
+        """Write a file's content into an open one, piece by piece. Raises FileNotFoundError."""
+        with self._fs.open_input_stream(self.path(name)) as stream:
+            while piece := stream.read(COPIED):
+                file.write(piece)
+
+    def copy_from(self, file: Path, name: str) -> None:
+        """Write a local file to `name`, piece by piece, whole or not at all."""
+        if self.is_local:
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+            shutil.copyfile(file, beside)
+            beside.replace(target)
+            return
+        with file.open("rb") as stream, self._fs.open_output_stream(self.path(name)) as out:
+            while piece := stream.read(COPIED):
+                out.write(piece)
 
     def upload(self, folder: Path, name: str) -> None:
         """Copy a local folder's files to `name`."""

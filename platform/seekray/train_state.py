@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seekray.checkpoint import Checkpoint, load_named, load_optimizer, named_tensors, optimizer_state
+from seekray.checkpoint import Checkpoint, load_initial, load_named, load_optimizer, named_tensors, optimizer_state
 from seekray.config import Experiment
 from seekray.data.prepare import Dataset
 from seekray.data.schema import Schema
@@ -23,17 +23,26 @@ from seekray.session import Session
 class TrainState:
     """Modules, optimizers, position, best weights and history of one rank."""
 
-    def __init__(self, experiment: Experiment, session: Session, schema: Schema, train: Dataset, validation: Dataset) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        session: Session,
+        schema: Schema,
+        train: Dataset,
+        validation: Dataset,
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
         training = self._training = experiment.training
         self.task = experiment.task
         self.family = get_family(experiment.family)
         torch.manual_seed(training.seed)
         self.modules = self.family.build(experiment.model, schema)
+        if initial and session.resume_from is None:
+            load_initial(self.modules, initial)
         for module in self.modules.values():
             module.to(session.device, session.dtype)
             if training.compile:
                 module.compile()
-        session.use_threads(sum(p.numel() for m in self.modules.values() for p in m.parameters()))
         torch.manual_seed(training.seed * 1_000_003 + session.rank)  # ranks drop out different neurons
         self.optimizers = self.family.optimizers(self.modules, training)
         on_gpu = session.device.type == "cuda"
@@ -43,6 +52,8 @@ class TrainState:
         }  # fmt: skip
         self.batches = self.family.batches(train, training, **where)
         self.validation = self.family.batches(validation, training, evaluate=True, **where) if len(validation) else None
+        weights = sum(p.numel() for m in self.modules.values() for p in m.parameters())
+        session.use_threads(weights * getattr(self.batches, "positions", 1))
         self.total_steps = training.max_steps or (training.epochs or 20) * self.batches.steps_per_epoch
         self.rate = LearningRate(training.schedule, self.optimizers.values(), self.total_steps)
         self.average = None

@@ -19,6 +19,7 @@ from seekray.config import Experiment
 from seekray.data.prepare import Prepared
 from seekray.errors import ConfigError, DataError, FullError, ModelNotFoundError, full
 from seekray.log import to_file
+from seekray.model_ref import with_base
 from seekray.progress import Progress
 from seekray.session import LocalSession, Point, points
 from seekray.settings import Settings
@@ -98,6 +99,7 @@ def train(
     fails or is interrupted can be resumed.
     """
     progress = progress or Progress(quiet=True)
+    experiment = with_base(experiment, settings)
     distributed = experiment.resources.span[1] > 0
     with ThreadPoolExecutor(1) as pool:  # data is read while Ray starts
         reading = pool.submit(experiment.prepare)
@@ -224,7 +226,7 @@ def _fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, 
 class _FixedThreads(LocalSession):
     """The user has said how many."""
 
-    def use_threads(self, parameters: int) -> None:
+    def use_threads(self, work: int) -> None:
         """Set already."""
 
 
@@ -237,4 +239,4 @@ def _fit_here(experiment: Experiment, run: Storage, prepared: Prepared, ears: Ea
     session = (LocalSession if not cpus else _FixedThreads)(
         experiment.training, run, listener=ears, resume_from=before, device=device
     )
-    loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)
+    loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation, prepared.initial)

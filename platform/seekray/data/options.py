@@ -34,8 +34,10 @@ class FeatureOptions(Options):
 class Split(Options):
     """Which rows are for training, validation and test."""
 
-    kind: Literal["random", "stratified", "group", "time", "column"] = Field(
-        "random", description="time: the last rows are the test; column: values train, validation, test"
+    kind: Literal["random", "stratified", "group", "time", "column", "last"] = Field(
+        "random",
+        description="time: the last rows are the test; column: values train, validation, test; "
+        "last: of a text, its end in the order of the files",
     )
     test: float = Field(0.2, ge=0, lt=1, description="fraction of rows held out for the test")
     validation: float = Field(0.1, ge=0, lt=1, description="fraction of rows for early stopping and the best weights")
@@ -52,6 +54,35 @@ class Split(Options):
         return self
 
 
+class TextOptions(Options):
+    """What the family `lm` reads: texts, or prompts with their responses."""
+
+    column: str = Field("text", description="the column of texts, of Parquet and JSON lines; .txt files are texts as they are")
+    prompt: str | None = Field(None, description="finetune: the column of prompts; the loss is on the response alone")
+    response: str | None = Field(None, description="finetune: the column of responses")
+    format: str = Field("{prompt}\n", description="what a prompt becomes before the model reads on; needs {prompt}")
+    chat_template: str | None = Field(None, description="a Jinja file that formats `messages`, used instead of `format`")
+    tokenizer: str = Field(
+        "bpe", description="bpe (trained on the training text, byte-level), char, byte, or the path of a tokenizer.json"
+    )
+    end_token: str = Field("<|endoftext|>", description="the token between documents; added where a tokenizer.json lacks it")
+    special_tokens: tuple[str, ...] = Field((), description="further tokens that are never split")
+    tokenize: Literal["here", "ray"] = Field("here", description="ray: by Ray Data on all nodes; needs resources.workers >= 1")
+    shards: str | None = Field(
+        None, description="folder or s3:// URI of the token files of a large corpus; null: `tokens` below the storage"
+    )
+
+    @model_validator(mode="after")
+    def _rules(self) -> TextOptions:
+        if (self.prompt is None) != (self.response is None):
+            raise ValueError("data.text.prompt and data.text.response go together")
+        if "{prompt}" not in self.format:
+            raise ValueError(f"data.text.format: {self.format!r} given, expected a text with {{prompt}} in it")
+        if self.end_token in self.special_tokens:
+            raise ValueError("data.text.special_tokens has the end token; it is one already")
+        return self
+
+
 class Data(Options):
     """Where the rows come from and what is learned from what."""
 
@@ -63,6 +94,7 @@ class Data(Options):
     exclude: tuple[str, ...] = Field((), description="columns never read")
     key: tuple[str, ...] = Field((), description="columns carried through, never learned from")
     split: Split = Split()
+    text: TextOptions | None = Field(None, description="lm: columns of texts and the tokenizer")
     on_bad_row: Literal["error", "skip"] = Field("error", description="skip: bad rows are counted and listed in a file")
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="CSV: null finds , ; tab or |")
     decimal: Literal[".", ","] | None = Field(None, description="CSV: the decimal mark; null finds it (1.234,5 or 1,234.5)")

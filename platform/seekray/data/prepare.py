@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from seekray.data.sources import open_source
 from seekray.data.targets import encode_targets, fit_targets, read_targets
 from seekray.data.written import looks_like_comma_number
 from seekray.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Rows transformed at a time: the float64 in between stays small.
 CHUNK = 32_768
@@ -64,6 +67,7 @@ class Prepared:
     training, whichever is the first to have rows (`held_out_name`). fingerprint: `schema`, `content`
     and `split` hashes, and `rows`. rejected: {row, column, value, reason} of rows left out. rows: rows used.
     reading: see `Source.reading`.
+    initial: `module/key` weights to start from, those of another model; None: fresh ones.
     """
 
     schema: Schema
@@ -77,6 +81,7 @@ class Prepared:
     warnings: list[str]
     rows: int
     reading: dict[str, str] = dataclasses.field(default_factory=dict)
+    initial: dict[str, Tensor] | None = None
 
 
 def used_columns(data: Data, names: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The samples: scikit-learn's small data sets here, sequences in their own file.
+"""The samples: scikit-learn's small data sets here, sequences and texts in their own files.
 
 scikit-learn itself is not imported: it brings SciPy and costs a second that no training step needs.
 """
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from seekray.data.package_data import Sample, package_file
 from seekray.data.sequence_samples import SEQUENCES
+from seekray.data.text_samples import TEXTS
 from seekray.errors import DataError
 
 WINE = [
@@ -57,31 +58,35 @@ def _diabetes() -> pa.Table:
     return _table(DIABETES, features, "progression", _numbers("diabetes_target.csv.gz", delimiter=None)[:, 0])
 
 
-SAMPLES: dict[str, Sample] = {
-    "digits": Sample(
-        _digits,
-        1797,
-        "Optical recognition of handwritten digits (E. Alpaydin, C. Kaynak; UCI, doi:10.24432/C50P49), test part as "
-        "shipped with scikit-learn; CC BY 4.0",
-    ),
-    "wine": Sample(
-        lambda: _named("wine_data.csv", WINE, ["class_0", "class_1", "class_2"]),
-        178,
-        "Wine (S. Aeberhard, M. Forina; UCI, doi:10.24432/C5PC7J) as shipped with scikit-learn; CC BY 4.0",
-    ),
-    "breast-cancer": Sample(
-        lambda: _named("breast_cancer.csv", BREAST_CANCER, ["malignant", "benign"]),
-        569,
-        "Breast Cancer Wisconsin, diagnostic (W. Wolberg, O. Mangasarian, N. Street, W. Street; UCI, "
-        "doi:10.24432/C5DW2B) as shipped with scikit-learn; CC BY 4.0",
-    ),
-    "diabetes": Sample(
-        _diabetes,
-        442,
-        "Diabetes (B. Efron, T. Hastie, I. Johnstone, R. Tibshirani, Least Angle Regression, 2004), in its own "
-        "units, as shipped with scikit-learn; BSD-3-Clause",
-    ),
-} | SEQUENCES
+SAMPLES: dict[str, Sample] = (
+    {
+        "digits": Sample(
+            _digits,
+            1797,
+            "Optical recognition of handwritten digits (E. Alpaydin, C. Kaynak; UCI, doi:10.24432/C50P49), test part as "
+            "shipped with scikit-learn; CC BY 4.0",
+        ),
+        "wine": Sample(
+            lambda: _named("wine_data.csv", WINE, ["class_0", "class_1", "class_2"]),
+            178,
+            "Wine (S. Aeberhard, M. Forina; UCI, doi:10.24432/C5PC7J) as shipped with scikit-learn; CC BY 4.0",
+        ),
+        "breast-cancer": Sample(
+            lambda: _named("breast_cancer.csv", BREAST_CANCER, ["malignant", "benign"]),
+            569,
+            "Breast Cancer Wisconsin, diagnostic (W. Wolberg, O. Mangasarian, N. Street, W. Street; UCI, "
+            "doi:10.24432/C5DW2B) as shipped with scikit-learn; CC BY 4.0",
+        ),
+        "diabetes": Sample(
+            _diabetes,
+            442,
+            "Diabetes (B. Efron, T. Hastie, I. Johnstone, R. Tibshirani, Least Angle Regression, 2004), in its own "
+            "units, as shipped with scikit-learn; BSD-3-Clause",
+        ),
+    }
+    | SEQUENCES
+    | TEXTS
+)
 
 
 def sample(name: str) -> Sample:

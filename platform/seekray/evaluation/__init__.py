@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from seekray.predictor import Predictor
 
 # Task -> module of this package whose `evaluate` measures it; a family of the user's has rows unless its task is here.
-EVALUATORS = {"rows": "synthesis"}
+EVALUATORS = {"rows": "synthesis", "pretrain": "texts", "finetune": "texts"}
 
 __all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate"]
 

@@ -15,6 +15,7 @@ FAMILIES: dict[str, str] = {
     "net": "seekray.models.net:Net",
     "rec": "seekray.models.rec:Rec",
     "gen": "seekray.models.gen:Gen",
+    "lm": "seekray.models.lm:Lm",
 }
 
 

@@ -84,6 +84,8 @@ class Supervised:
     Config: ClassVar[type[ModelConfig]] = ModelConfig
 
     def check(self, config: Any, task: str, data: Data, training: Training) -> None:
+        if data.text:
+            raise ValueError("data.text is for the family lm; a column of texts is a feature of kind: text")
         if not data.targets:
             raise ValueError(f"data.target is missing; {task} needs the column to predict")
         if task != "multilabel" and len(data.targets) > 1:

@@ -5,6 +5,7 @@ A new family, or a new task, is one more entry of `CASES`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,6 +73,28 @@ def _sequences(task: str, folder: Path) -> dict[str, Any]:
     return {"data": data, "model": {"hidden_size": 8, "dropout": 0.2, "num_layers": 2}}
 
 
+SMALL = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "context_length": 16, "vocab_size": 300, "dropout": 0.1}
+
+
+def _texts(task: str, folder: Path) -> dict[str, Any]:
+    """Sums: as running text, as questions with answers, or as questions of one digit or of two."""
+    sums = [(a, b) for a in range(10) for b in range(10)]
+    rows = [{"q": f"{a}+{b}=", "a": str(a + b), "kind": "two" if a + b > 9 else "one"} for a, b in sums]
+    split = {"test": 0.15, "validation": 0.15}
+    if task == "pretrain":
+        source = folder / "sums.txt"
+        source.write_text("".join(f"{r['q']}{r['a']}\n" for r in rows) * 3)
+        data = {"source": str(source), "text": {"tokenizer": "byte"}, "split": split | {"kind": "last"}}
+    else:
+        source = folder / "sums.jsonl"
+        source.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        text = {"tokenizer": "byte", "column": "q"}
+        if task == "finetune":
+            text = {"tokenizer": "byte", "prompt": "q", "response": "a", "format": "{prompt}"}
+        data = {"source": str(source), "text": text, "split": split} | ({"target": "kind"} if task == "classify" else {})
+    return {"data": data, "model": SMALL}
+
+
 WITHOUT_DROPOUT = {"model": {"dropout": 0.0}}
 
 CASES: dict[tuple[str, str], Case] = {
@@ -79,6 +102,9 @@ CASES: dict[tuple[str, str], Case] = {
     ("net", "regression"): Case(partial(_table, "regression"), exact=WITHOUT_DROPOUT),
     ("net", "multilabel"): Case(partial(_table, "multilabel"), exact=WITHOUT_DROPOUT),
     ("rec", "classification"): Case(partial(_sequences, "classification"), exact=WITHOUT_DROPOUT),
+    ("lm", "pretrain"): Case(partial(_texts, "pretrain"), exact=WITHOUT_DROPOUT),
+    ("lm", "finetune"): Case(partial(_texts, "finetune"), exact=WITHOUT_DROPOUT),
+    ("lm", "classify"): Case(partial(_texts, "classify"), exact=WITHOUT_DROPOUT),
     # a generator has no loss that falls; its discriminator has
     ("gen", "rows"): Case(partial(_table, "rows"), {"family": "odd_families:FixedNoise"}, "discriminator_loss"),
 }

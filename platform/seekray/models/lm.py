@@ -1,0 +1,190 @@
+"""The DeepSeek Transformer: language models over tokens of text, and classifiers of texts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from seekray.data.batches import Batch
+from seekray.data.options import Data
+from seekray.data.passages import IGNORED
+from seekray.data.prepare import Prepared
+from seekray.data.text_prepare import prepare_lm
+from seekray.data.text_schema import TextSchema
+from seekray.data.token_batches import text_batches
+from seekray.metrics import quick_metrics
+from seekray.models.family import ModelConfig, Modules, StepSession
+from seekray.models.optimizers import make_optimizer
+from seekray.models.transformer import Transformer, TransformerConfig
+
+if TYPE_CHECKING:
+    from seekray.config import Training
+
+EVALUATED_LOGITS = 2**24  # at a time
+
+
+class LmConfig(TransformerConfig):
+    """The network, and what it starts from."""
+
+    init_from: str | None = Field(
+        None, description="a MODEL whose weights, shape and tokenizer are taken; null: random weights"
+    )
+    checkpointing: bool = Field(False, description="recompute activations in the backward pass: slower, with less memory")
+
+
+class LmRequest(ModelConfig):
+    """What may be asked of a model of texts."""
+
+    prompts: tuple[str, ...] = Field(("",), min_length=1, description="texts to go on from")
+    max_tokens: int = Field(64, ge=1, description="most tokens of each answer")
+    temperature: float = Field(0.0, ge=0, description="0 takes the most likely token")
+    seed: int = Field(0, ge=0, description="the same seed gives the same texts")
+
+
+class Lm:
+    """The family `lm`. `modules["lm"]` is the Transformer; `classifier` is there to classify."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("pretrain", "finetune", "classify")
+    Config: ClassVar[type[ModelConfig]] = LmConfig
+    Request: ClassVar[type[ModelConfig]] = LmRequest
+
+    def check(self, config: LmConfig, task: str, data: Data, training: Training) -> None:
+        pairs = data.text is not None and data.text.prompt is not None
+        if task == "classify":
+            if len(data.targets) != 1:
+                raise ValueError("data.target: classify needs the column of labels, and one only")
+            if pairs:
+                raise ValueError("data.text.prompt is for finetune; classify reads data.text.column")
+        elif data.targets:
+            raise ValueError(f"data.target is for classify; {task} learns the text itself (data.text.column, prompt, response)")
+        if task == "pretrain" and pairs:
+            raise ValueError("data.text.prompt and response are for task: finetune")
+        if data.features:
+            raise ValueError("data.features is for tables; lm reads data.text.column")
+
+    def prepare(self, data: Data, task: str, config: LmConfig) -> Prepared:
+        return prepare_lm(data, task, config.context_length, config.vocab_size, config.init_from)
+
+    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> TextSchema:
+        return TextSchema.from_json(value, files)
+
+    def build(self, config: LmConfig, schema: TextSchema) -> Modules:
+        network = Transformer(config, schema.vocab_size)
+        network.checkpointing = config.checkpointing
+        modules: Modules = {"lm": network}
+        if schema.classes:
+            network.head = None  # of no use: it would have no gradients
+            modules["classifier"] = nn.Linear(config.hidden_size, len(schema.classes))
+        return modules
+
+    def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
+        return {"lm": make_optimizer(nn.ModuleDict(modules), training)}
+
+    def batches(self, dataset: Any, training: Training, *, evaluate: bool = False, **where: Any) -> Any:
+        return text_batches(dataset, training, evaluate=evaluate, **where)
+
+    def train_step(
+        self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
+    ) -> dict[str, Tensor]:
+        assert batch.targets is not None
+        with session.autocast():
+            if "classifier" in modules:
+                loss = F.cross_entropy(self.predict(modules, batch.inputs), batch.targets, reduction="sum")
+            else:
+                logits = modules["lm"](batch.inputs["tokens"])  # (B, T, V)
+                loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+            loss = loss / batch.global_rows
+        if session.backward(loss, list(modules.values())):
+            optimizers["lm"].step()
+            optimizers["lm"].zero_grad()
+        return {"loss": loss.detach()}
+
+    def eval_step(self, modules: Modules, batch: Batch) -> dict[str, Tensor]:
+        assert batch.targets is not None
+        if "classifier" in modules:
+            outputs = self.predict(modules, batch.inputs)
+            loss = F.cross_entropy(outputs, batch.targets, reduction="none")
+            return {"outputs": outputs, "targets": batch.targets, "loss": loss}
+        losses = token_losses(modules["lm"], batch.inputs["tokens"], batch.targets)  # type: ignore[arg-type]
+        counts = (batch.targets != IGNORED).sum(1)
+        figures = {"loss": losses.sum(1), "tokens": counts}
+        return figures | {"bytes": batch.inputs["bytes"]} if "bytes" in batch.inputs else figures
+
+    def metrics(self, rows: Mapping[str, Tensor], task: str) -> dict[str, float]:
+        if "outputs" in rows:
+            found = quick_metrics(rows["outputs"], rows["targets"], "classification")
+            return {"loss": float(rows["loss"].double().mean())} | found
+        total, tokens = float(rows["loss"].double().sum()), max(1, int(rows["tokens"].sum()))
+        text_bytes = float(rows["bytes"].double().sum()) if "bytes" in rows else 0.0
+        return text_metrics(total, tokens, text_bytes)
+
+    def objective(self, task: str) -> tuple[str, bool]:
+        return ("loss", False)
+
+    def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
+        """Logits (B, C) of the classes, or (B, V) of the token that comes next."""
+        tokens = inputs["tokens"]
+        lengths = inputs.get("lengths")
+        network: Any = modules["lm"]
+        if "classifier" not in modules:
+            hidden = network.hidden(tokens)
+            last = torch.full_like(tokens[:, 0], tokens.shape[1]) if lengths is None else lengths
+            out: Tensor = network.logits(hidden[torch.arange(len(tokens), device=tokens.device), last - 1])
+            return out
+        hidden = network.hidden(tokens, causal=False, lengths=lengths)  # (B, T, C)
+        if lengths is None:
+            lengths = torch.full_like(tokens[:, 0], tokens.shape[1])
+        inside = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])[..., None]
+        mean = torch.where(inside, hidden, 0).sum(1) / lengths[:, None]
+        logits: Tensor = modules["classifier"](mean)
+        return logits
+
+    def generate(self, modules: Modules, schema: TextSchema, request: LmRequest) -> pa.Table:
+        """Columns `prompt` and `text`, the answer."""
+        noise = torch.Generator().manual_seed(request.seed)
+        texts = []
+        for ids in schema.encode_prompts(request.prompts):
+            answer: list[int] = []
+            while len(answer) < request.max_tokens:
+                tokens = torch.tensor([[*ids, *answer][-schema.context_length :]])
+                logits = self.predict(modules, {"tokens": tokens})[0].float()
+                if request.temperature:
+                    token = int(torch.multinomial((logits / request.temperature).softmax(0), 1, generator=noise))
+                else:
+                    token = int(logits.argmax())
+                if token == schema.tokenizer.end:
+                    break
+                answer.append(token)
+            texts.append(schema.tokenizer.decode(answer))
+        return pa.table({"prompt": list(request.prompts), "text": texts})
+
+    def examples(self, schema: TextSchema, held_out: pa.Table) -> list[dict[str, Any]]:
+        texts = [t or "" for t in held_out.slice(0, 2)[schema.column].to_pylist()]
+        prompts = texts if schema.response else [t[:80] for t in texts]
+        return [{"prompts": [p], "max_tokens": 16} for p in prompts]
+
+
+def token_losses(network: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
+    """Loss of each target, 0 where it is ignored: (B, T) -> (B, T). Logits are made for a few rows at a time."""
+    hidden = network.hidden(tokens)
+    rows = max(1, EVALUATED_LOGITS // (tokens.shape[1] * network.vocab_size))
+    parts = [
+        F.cross_entropy(network.logits(h).transpose(1, 2), t, ignore_index=IGNORED, reduction="none")
+        for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def text_metrics(total: float, tokens: int, text_bytes: float) -> dict[str, float]:
+    """loss in nats a token, perplexity, and bits per byte of text where the bytes are known."""
+    loss = total / tokens
+    found = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    return found | {"bits_per_byte": total / math.log(2) / text_bytes} if text_bytes else found
