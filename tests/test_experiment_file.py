@@ -93,7 +93,7 @@ def test_an_unknown_key_names_its_line_and_the_nearest(
         ("resources: {wait: soon}", "resources.wait", "'soon'", "number"),
         ("model: {activation: reluu}", "model.activation", "'reluu'", "'relu', 'gelu'"),
         ("model: 3", "model", "3", "a mapping"),
-        ("family: nett", "family", "'nett'", "net, rec, gen or package.module:MyFamily"),
+        ("family: nett", "family", "'nett'", "net, rec, gen, lm or package.module:MyFamily"),
         ("family: no.such:Family", "family", "'no.such:Family'", "cannot import"),
         ("storage: 3", "storage", "3", "valid string"),
     ],
