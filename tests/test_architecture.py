@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "settings", "log", "system", "storage"},
     {"models", "data", "metrics", "images"},
     {"config", "experiment_file"},
-    {"manifest", "checkpoint", "bundle", "session"},
+    {"manifest", "checkpoint", "bundle", "session", "shared_sum"},
     {
         "model_ref", "predictor", "generator", "plots", "tracking", "evaluation", "importances", "batch_output", "batch_parts",
         "batch_predict", "batch_generate", "batch_ray", "verify", "progress", "train_state", "promotion",

@@ -17,6 +17,7 @@ from seekray.checkpoint import Checkpoint
 from seekray.config import Training
 from seekray.data.batches import Batch
 from seekray.errors import DivergedError
+from seekray.shared_sum import SharedSum, meet
 from seekray.storage import Storage
 
 SMALL_STEP = 10**8  # parameters times rows
@@ -72,6 +73,7 @@ class Session:
         self._parts: list[Tensor] = []  # row numbers of the step's parts so far
         self._losses: Tensor | None = None  # of the parts so far
         self._messages: dict[int, Tensor] = {}
+        self._shared: SharedSum | None = None
         self._pending: tuple[Tensor, list[Tensor], str] | None = None
         self.where: Callable[[], str] = lambda: ""
         precision = training.precision
@@ -120,11 +122,16 @@ class Session:
         """Sum gradients over ranks in one message, with the loss at its end so that all ranks see a NaN."""
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         parts = [*(g.reshape(-1) for g in grads), loss.reshape(1).to(grads[0].dtype)]
+        if not self._messages and self.device.type == "cpu":
+            self._shared = meet(self.rank, self.world_size)
         flat = self._messages.get(id(parameters[0]))
         if flat is None:  # kept: fresh memory of this size costs as much as the message
             flat = self._messages[id(parameters[0])] = torch.empty_like(torch.cat(parts))
-        torch.cat(parts, out=flat)
-        dist.all_reduce(flat)
+        if self._shared is not None:
+            self._shared.sum(parts, flat)
+        else:
+            torch.cat(parts, out=flat)
+            dist.all_reduce(flat)
         offset = 0
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = flat[offset : offset + grad.numel()].view_as(grad)

@@ -1,16 +1,22 @@
 """Several ranks without Ray: forks them from one process that has torch imported already.
 
 `python ranks.py JOBS.json`: a list of {kind: "run", experiment, folder, world},
-{kind: "norm", arrays, shares, out} and {kind: "session", world, out}; each rank is a process of its own, joined by gloo.
+{kind: "norm", arrays, shares, out}, {kind: "session", world, out} and
+{kind: "shared", world, out, lost}; each rank is a process of its own, joined by gloo.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +28,7 @@ import torch.distributed as dist
 from training_kit import Listen, prepare_for, run_here
 
 from seekray.config import Experiment, Training
+from seekray.data.batches import Batch
 from seekray.data.prepare import Prepared
 from seekray.models.layers import BatchNorm
 from seekray.session import Session
@@ -90,6 +97,34 @@ def _session(job: dict[str, Any]) -> None:
     Path(f"{job['out']}/{rank}.json").write_text(json.dumps(said))
 
 
+def _shared(job: dict[str, Any]) -> None:
+    """A session's gradients, and sums of several sizes at uneven paces; with `lost` the last rank is killed on the way."""
+    session = RankSession(Training(), Storage(job["out"]), listener=Listen())
+    rank, model = session.rank, torch.nn.Linear(3, 2)
+    torch.nn.init.zeros_(model.weight)
+    rows = torch.arange(2)
+    session.begin(Batch(inputs={}, targets=None, rows=rows, global_rows=2, last=True))
+    session.backward((model(torch.full((2, 3), float(rank + 1)))).sum() / 2, [model])
+    said: dict[str, Any] = {"gradient": model.weight.grad[0].tolist(), "shared": session._shared is not None}
+    if (shared := session._shared) is not None:
+        waits, wrong = random.Random(rank), 0
+        given = [torch.rand(300, generator=torch.Generator().manual_seed(r)).double() / 3 for r in range(session.world_size)]
+        try:
+            for turn in range(200):
+                time.sleep(waits.choice([0, 0, 0.0005]))
+                size, kind = (7, 300, 300)[turn % 3], (torch.float64, torch.float32)[turn % 2]
+                mine = [(g[:size] * (turn + 1)).to(kind) for g in given]
+                out = torch.empty(size, dtype=kind)
+                shared.sum([mine[rank][:5], mine[rank][5:]], out)
+                wrong += not torch.equal(out, functools.reduce(torch.add, mine))
+                if job.get("lost") and turn == 100 and rank == session.world_size - 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        except (RuntimeError, ConnectionError) as error:
+            said["error"] = str(error)
+        said |= {"turns": turn + 1, "wrong": wrong}
+    Path(f"{job['out']}/{rank}.json").write_text(json.dumps(said))
+
+
 def forked(jobs: list[dict[str, Any]]) -> None:
     """Run jobs in a process that may fork."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -103,6 +138,10 @@ def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         if job["kind"] == "norm":
             fork(len(job["shares"]), lambda job=job: _norm(job))
+            continue
+        if job["kind"] == "shared":
+            with contextlib.suppress(RuntimeError) if job.get("lost") else contextlib.nullcontext():
+                fork(job["world"], lambda job=job: _shared(job))
             continue
         if job["kind"] == "session":
             fork(job["world"], lambda job=job: _session(job))
