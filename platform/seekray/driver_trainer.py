@@ -30,6 +30,7 @@ from ray.train.v2._internal.execution.worker_group import state as worker_group_
 from ray.train.v2._internal.execution.worker_group import worker_group
 
 POLL_SECONDS = 0.2
+START_SECONDS = 20  # after which an elastic group is tried again with the nodes that are there then
 
 
 class _NoCoordinator:
@@ -96,6 +97,18 @@ class _Controller(TrainController):  # type: ignore[misc]
     worker_group_cls = _Group
 
 
+def _count_living_nodes_only(policy: Any) -> None:
+    """Ray's coordinator offers a dead node for up to 20 s more, and a group that waits for it waits for START_SECONDS."""
+    reserved = policy._get_reserved_resources
+
+    def living() -> Any:
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        found = reserved()
+        return found and {node: resources for node, resources in found.items() if node in alive}
+
+    policy._get_reserved_resources = living
+
+
 class DriverTrainer(TorchTrainer):  # type: ignore[misc]
     """See the module's text; used like TorchTrainer."""
 
@@ -107,11 +120,15 @@ class DriverTrainer(TorchTrainer):  # type: ignore[misc]
         if not self.scaling_config.elasticity_enabled:
             kwargs["scaling_policy"]._coordinator_client = _NoCoordinator()
             kwargs["scaling_policy"].after_controller_start = _nothing
+        else:
+            _count_living_nodes_only(kwargs["scaling_policy"])
         with contextlib.ExitStack() as stack:
             environment = {
                 "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
                 "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # it would configure this process's logging
             }
+            if self.scaling_config.elasticity_enabled:  # a node may die between the count and the start
+                environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(START_SECONDS)
             stack.enter_context(mock.patch.dict(os.environ, environment))
             stack.enter_context(mock.patch.object(worker_group, "SynchronizationActor", _NoBarrier))
             stack.enter_context(mock.patch.object(worker_group_state, "_shutdown_sync_actor", _nothing))

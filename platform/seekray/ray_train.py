@@ -28,6 +28,9 @@ from seekray.progress import Progress
 from seekray.session import Listener, Point, Session
 from seekray.storage import Storage
 
+# How often an elastic run looks whether more workers would fit: a restart goes back to the last checkpoint.
+RESIZE_SECONDS = 60.0
+
 
 class TrainSession(Session):
     """A session on a Ray Train worker."""
@@ -174,12 +177,20 @@ def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, l
             "storage": run.uri,
             "data": data,
         },
-        scaling_config=ScalingConfig(num_workers=resources.workers, use_gpu=bool(gpus), resources_per_worker=per_worker),
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=bool(gpus),
+            resources_per_worker=per_worker,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
         run_config=RunConfig(
             name="run",
             storage_path=scratch,
             callbacks=[collect],
-            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=2),
+            # A lost node may cost a group that was started for it too, which the controller counts as its own failure.
+            failure_config=FailureConfig(
+                max_failures=resources.max_failures, controller_failure_limit=2 + resources.max_failures
+            ),
         ),
     )
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,14 +32,24 @@ def show(name: Name, json: Json = False) -> None:
     from seekray.tracking import registry
 
     found = registry.show(name, settings())
-    rows = [[v["version"], v["run_id"], v["created"], metrics_line(v["metrics"], 2)] for v in found["versions"]]
+    rows = [
+        [v["version"], v["run_id"], v["created"], _verified(v["verified"]), metrics_line(v["metrics"], 2)]
+        for v in found["versions"]
+    ]
     past = [[h["alias"], h["version"], h["from"], h["to"], h["by"], h.get("reason")] for h in found["history"]]
 
     def text() -> str:
-        versions = table(rows, ["version", "run", "created", "metrics"])
+        versions = table(rows, ["version", "run", "created", "verified", "metrics"])
         return versions + "\n\n" + table(past, ["alias", "version", "from", "to", "by", "reason"]) if past else versions
 
     out(found, json, text)
+
+
+def _verified(result: dict[str, Any] | None) -> str | None:
+    """What `verify` or the gate found, in a cell."""
+    if not result:
+        return None
+    return f"{len(result['doors'])} doors alike" if result["passed"] else "doors differ"
 
 
 @app.command(epilog=example("seekray models promote digits 3 --to champion"))

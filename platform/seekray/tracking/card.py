@@ -26,6 +26,7 @@ def model_card(
         f"A `{info['family']}` model for {info['task']}"
         + (f" of `{'`, `'.join(info['schema']['targets'])}`" if info["schema"]["targets"] else "")
         + f", from {len(features)} columns.",
+        f"{VERIFIED}Not yet: `seekray verify {name}@champion --data rows.csv`.",
         "## Data",
         _data(info),
         "## Metrics",
@@ -48,9 +49,6 @@ def with_verification(card: str, result: Mapping[str, Any]) -> str:
     """A card with what `verify` found, in place of what it said before."""
     head, _, rest = card.partition(VERIFIED)
     tail = rest[rest.index("## ") :] if "## " in rest else ""
-    if not rest and "## Limits" in head:
-        head, _, tail = head.partition("## Limits")
-        tail = "## Limits" + tail
     word = "All doors answer alike" if result.get("passed") else "**The doors do not answer alike**"
     doors = ", ".join(str(door) for door in result.get("doors", []))
     said = f"{VERIFIED}{word}: {doors} (bundle `{result.get('bundle')}`)."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,4 +45,12 @@ class Slow(Net):
 
     def train_step(self, *args: Any) -> dict[str, Tensor]:
         time.sleep(0.05)
+        return super().train_step(*args)
+
+
+class Paced(Net):
+    """Slow steps until a file says that the test has seen enough."""
+
+    def train_step(self, *args: Any) -> dict[str, Tensor]:
+        time.sleep(0.0 if Path(os.environ["PACED_UNTIL"]).exists() else 0.1)
         return super().train_step(*args)
