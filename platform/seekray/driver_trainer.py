@@ -29,7 +29,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import state as worker_group_state
 from ray.train.v2._internal.execution.worker_group import worker_group
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5  # a poll costs a worker 2 ms of its core
 START_SECONDS = 20  # after which an elastic group is tried again with the nodes that are there then
 
 
