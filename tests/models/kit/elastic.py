@@ -20,11 +20,10 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
 import ray
 from ray.cluster_utils import Cluster
-from training_kit import experiment, run_ray
+from training_kit import experiment, prepare_for, run_ray
 
 from seekray import ray_train
 from seekray.checkpoint import Checkpoints
-from seekray.data.prepare import prepare
 from seekray.progress import Progress
 from seekray.storage import Storage
 from seekray.tracking.spool import Spool, Tracker
@@ -74,7 +73,7 @@ def main() -> None:
         visitor.start()
         tracker = Tracker(run, "run")
         with mock.patch.object(ray_train, "RESIZE_SECONDS", 2.0):
-            run_ray(given, prepare(given.data, given.task), folder / "run", Ears(tracker, Progress(quiet=True)))
+            run_ray(given, prepare_for(given), folder / "run", Ears(tracker, Progress(quiet=True)))
         tracker.finish("finished")
     finally:
         visitor.join()
