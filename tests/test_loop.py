@@ -51,7 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "multilabel": {"task": "multilabel", "training": {"precision": "fp64", "batch_size": 23}},
     "regression": {"task": "regression", "training": {"precision": "fp64", "batch_size": 23, "schedule": {"kind": "plateau"}}},
-    "gen": {"task": "rows", "family": "odd_families:FixedNoise", "training": {"precision": "fp64", "batch_size": 23}},
+    "gen": {"task": "rows", "family": "gen", "training": {"precision": "fp64", "batch_size": 23}},
 }  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def test_workers_compute_what_one_process_does(source: Path, prepared: Prepared,
 
 def test_two_networks_on_two_workers(source: Path, tmp_path: Path) -> None:
     parts: dict[str, Any] = {
-        "family": "odd_families:FixedNoise",
+        "family": "gen",
         "training": {"precision": "fp64", "batch_size": 23, "clip_norm": 0.5},
     }
     given = experiment(source, "rows", resources={"workers": 2, "cpus_per_worker": 0.5}, **parts)

@@ -49,7 +49,7 @@ def conclude(
     }
     weights = checkpoint.group("best") or checkpoint.group("weights")
     model = open_model(info, prepared.schema, weights)
-    evaluation = evaluate(model, prepared.held_out, by=experiment.report.by)
+    evaluation = evaluate(model, prepared.held_out, by=experiment.report.by, training=prepared.training_rows)
     info |= {"metrics": evaluation.metrics, "intervals": evaluation.intervals}
     sample = _sample(prepared, model) if isinstance(model, Predictor) else model.examples(prepared.held_out)
     digest = bundles.write(run, "bundle", info, prepared.schema, weights, sample)

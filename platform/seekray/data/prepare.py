@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from seekray.data import split as splits
 from seekray.data.columns import as_columns, missing_column
-from seekray.data.features import FeatureSchema
 from seekray.data.fingerprint import array_hash, content_hash, schema_hash
 from seekray.data.fitting import fit_columns, nothing_to_learn_from, typed
 from seekray.data.kinds import Inferred, infer_kinds
@@ -68,6 +67,7 @@ class Prepared:
     and `split` hashes, and `rows`. rejected: {row, column, value, reason} of rows left out. rows: rows used.
     reading: see `Source.reading`.
     initial: `module/key` weights to start from, those of another model; None: fresh ones.
+    training_rows: as they were read, where the family asked to keep them.
     """
 
     schema: Schema
@@ -82,6 +82,7 @@ class Prepared:
     rows: int
     reading: dict[str, str] = dataclasses.field(default_factory=dict)
     initial: dict[str, Tensor] | None = None
+    training_rows: pa.Table | None = None
 
 
 def used_columns(data: Data, names: list[str]) -> list[str]:
@@ -103,10 +104,14 @@ def used_columns(data: Data, names: list[str]) -> list[str]:
     return [name for name in names if name in used]
 
 
-def prepare(data: Data, task: str, prefer: Mapping[str, str] | None = None) -> Prepared:
+def prepare(
+    data: Data, task: str, prefer: Mapping[str, str] | None = None, *, fit: Any = fit_columns, keep: bool = False
+) -> Prepared:
     """Read, check, split, fit and transform.
 
-    prefer: kind that would be inferred -> kind that the family reads such columns as.
+    prefer: kind that would be inferred -> kind that the family reads such columns as. fit: makes the schema of the
+    training rows, as `fit_columns` does. keep: the training rows stay as they were read, and `fit` sees all of them
+    so, not the first thousand.
     Raises DataError for data that cannot be used; rows that cannot be are an error too, or with
     `data.on_bad_row: skip` left out and listed.
     """
@@ -117,11 +122,18 @@ def prepare(data: Data, task: str, prefer: Mapping[str, str] | None = None) -> P
     # Hashing lets go of the interpreter: it takes the other core while the columns are read.
     with ThreadPoolExecutor(1) as pool:
         content = pool.submit(content_hash, table)
-        return _prepared(data, task, source, table, content, prefer or {})
+        return _prepared(data, task, source, table, content, prefer or {}, fit, keep)
 
 
 def _prepared(
-    data: Data, task: str, source: Source, table: pa.Table, content: Future[str], prefer: Mapping[str, str]
+    data: Data,
+    task: str,
+    source: Source,
+    table: pa.Table,
+    content: Future[str],
+    prefer: Mapping[str, str],
+    fit: Any,
+    keep: bool,
 ) -> Prepared:
     guesses = infer_kinds(table, data)
     if not guesses:
@@ -149,8 +161,8 @@ def _prepared(
     everything = columns | {name: table.column(name) for name in data.targets}
     _check_classes(task, data, everything, parts)
     index = [np.flatnonzero(parts == part) for part in (splits.TRAIN, splits.VALIDATION, splits.TEST)]
-    raw = as_columns(table.take(index[0][:1000]))
-    schema, warnings = fit_columns(_take(everything, index[0]), kinds, data, task, raw)
+    raw = table.take(index[0] if keep else index[0][:1000])
+    schema, warnings = fit(_take(everything, index[0]), kinds, data, task, as_columns(raw))
     held_out_name, held = next(
         (name, rows) for name, rows in zip(("test", "validation", "train"), reversed(index), strict=True) if len(rows)
     )
@@ -166,6 +178,7 @@ def _prepared(
         warnings=[*source.warnings, *_notes(guesses), *_no_test(held_out_name), *warnings, *_counted(rejected)],
         rows=len(good),
         reading=source.reading,
+        training_rows=raw if keep else None,
     )
 
 
@@ -254,20 +267,19 @@ def _check_classes(task: str, data: Data, columns: Mapping[str, Any], parts: Arr
         )
 
 
-def _arrays(schema: FeatureSchema, columns: Mapping[str, Any], index: Array, row_numbers: Array) -> Arrays:
+def _arrays(schema: Any, columns: Mapping[str, Any], index: Array, row_numbers: Array) -> Arrays:
     """Transform chunk by chunk, so that only the result is there as a whole."""
-    inputs: dict[str, Array] = {
-        "dense": np.empty((len(index), schema.dense_size), dtype=np.float32),
-        "categorical": np.empty((len(index), len(schema.cardinalities)), dtype=np.int64),
-    }
+    inputs: dict[str, Array] = {}
     ragged: dict[str, list[Array]] = {}
-    for start in range(0, len(index), CHUNK):
+    for start in range(0, max(1, len(index)), CHUNK):
         part = schema.arrays(_take({f.name: columns[f.name] for f in schema.features}, index[start : start + CHUNK]))
         for name, array in part.items():
-            if name in inputs:
-                inputs[name][start : start + CHUNK] = array
-            else:
+            if "offsets" in part and name not in ("dense", "categorical"):
                 ragged.setdefault(name, []).append(np.diff(array) if name == "offsets" else array)
+                continue
+            if name not in inputs:
+                inputs[name] = np.empty((len(index), *array.shape[1:]), array.dtype)
+            inputs[name][start : start + CHUNK] = array
     offsets = ends(np.concatenate(ragged.pop("offsets"))) if ragged else None
     inputs |= {name: np.concatenate(parts) for name, parts in ragged.items()}
     targets = None

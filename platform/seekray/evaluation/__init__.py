@@ -16,19 +16,29 @@ if TYPE_CHECKING:
     from seekray.predictor import Predictor
 
 # Task -> module of this package whose `evaluate` measures it; a family of the user's has rows unless its task is here.
-EVALUATORS = {"rows": "synthesis", "pretrain": "texts", "finetune": "texts"}
+EVALUATORS = {
+    "rows": "synthesis", "images": "synthesis_media", "texts": "synthesis_media", "pretrain": "texts", "finetune": "texts",
+}  # fmt: skip
 
 __all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate"]
 
 
 def evaluate(
-    model: Predictor | Generator, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0
+    model: Predictor | Generator,
+    table: pa.Table,
+    *,
+    by: Sequence[str] = (),
+    resamples: int = 1000,
+    seed: int = 0,
+    training: pa.Table | None = None,
 ) -> Evaluation:
     """Measure a model on a table of held-out data.
 
     by: columns whose values get a line of metrics each. resamples: bootstrap draws of the 95 % intervals, 0
-    for none. What cannot be used is counted in `rejected`. Raises DataError.
+    for none. training: the training rows, where what is made is compared with them. What cannot be used is
+    counted in `rejected`. Raises DataError.
     """
     module = importlib.import_module(f"{__name__}.{EVALUATORS.get(model.task, 'rows')}")
-    found: Evaluation = module.evaluate(model, table, by=by, resamples=resamples, seed=seed)
+    known = {} if training is None else {"training": training}
+    found: Evaluation = module.evaluate(model, table, by=by, resamples=resamples, seed=seed, **known)
     return found

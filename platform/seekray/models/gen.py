@@ -1,140 +1,253 @@
-"""DeepSeek-Gen: a generative adversarial network (arXiv:1406.2661) over rows of a table.
-
-The smallest member that holds two networks with their own turns; it proves the Family protocol.
-"""
+"""DeepSeek-Gen: a generative adversarial network (arXiv:1406.2661) of rows, images and short texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from seekray.data import codec
 from seekray.data.batches import Batch, TableBatches, table_batches
-from seekray.data.features import FeatureSchema
+from seekray.data.gen_schema import GenSchema, fitter
 from seekray.data.options import Data
 from seekray.data.prepare import Arrays, Prepared, prepare
-from seekray.errors import DataError, UserError
+from seekray.errors import UserError
+from seekray.models import gen_watch
 from seekray.models.family import ModelConfig, Modules, StepSession
-from seekray.models.layers import initialise
-from seekray.models.noise import normal, stream
+from seekray.models.gen_config import GenConfig, GenRequest, Turn
+from seekray.models.gen_losses import discriminator_loss, generator_loss, gradient_penalty
+from seekray.models.gen_networks import (
+    Counter,
+    ImageDiscriminator,
+    ImageGenerator,
+    RowDiscriminator,
+    RowGenerator,
+    TextDiscriminator,
+    TextGenerator,
+    normalised,
+    settle,
+)
+from seekray.models.noise import normal, stream, uniform
 from seekray.models.optimizers import make_optimizer
 
 if TYPE_CHECKING:
     from seekray.config import Training
 
-
-class GenConfig(ModelConfig):
-    """Sizes of the two networks."""
-
-    hidden_size: int = Field(64, ge=1, description="neurons of each network's two hidden layers")
-    latent_size: int = Field(16, ge=1, description="noise that a row is made of")
+CHUNK = 256  # rows of a forward pass when generating: always whole, so that a row has the same bits in any request
+ATTEMPTS = 1000
+# What noise is for: no two of a step may be alike.
+LATENT, CHOICES, MIX, DRAWN = range(4)
 
 
-def _network(inputs: int, outputs: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(
-        initialise(nn.Linear(inputs, hidden), "relu"), nn.LeakyReLU(0.2),
-        initialise(nn.Linear(hidden, hidden), "relu"), nn.LeakyReLU(0.2),
-        initialise(nn.Linear(hidden, outputs), None),
-    )  # fmt: skip
+class Adversary(nn.Module):
+    """A generator with what it needs to be used: its counter, its spans, the temperature of its choices."""
 
+    def __init__(self, config: GenConfig, network: nn.Module, spans: list[codec.Span], characters: int) -> None:
+        super().__init__()
+        self.network, self.counter = network, Counter()
+        self.config, self.spans, self.characters = config, spans, characters
+        self.chooses = any(kind == "choice" for kind, _ in spans)
 
-class GenRequest(ModelConfig):
-    """What may be asked of a generator of rows."""
+    def content(self, given: Tensor) -> Tensor:
+        """What a discriminator reads of real rows: characters as one-hots."""
+        if not self.characters:
+            return given
+        return F.one_hot(given, self.characters).flatten(1).to(next(self.parameters()).dtype)
 
-    rows: int = Field(1, ge=1, description="how many")
-    first: int = Field(0, ge=0, description="number of the first: rows are a stream that the seed fixes")
-    seed: int = Field(0, ge=0, description="the same seed gives the same rows")
-    where: dict[str, Any] = Field({}, description="column: the value that every row shall have")
+    def forward(self, condition: Tensor, rows: Tensor, turn: int, hard: bool = False) -> Tensor:
+        """Made rows (B, W) beside the rows with these numbers, from the noise of a turn."""
+        rows = rows.to(condition.device)
+        noise = normal(stream(turn, LATENT), rows, self.config.latent_size, condition.dtype)
+        raw: Tensor = self.network(noise, condition)
+        if not self.chooses:
+            return raw
+        uniforms = uniform(stream(turn, CHOICES), rows, raw.shape[1], condition.dtype)
+        return settle(raw, self.spans, uniforms, None if hard else self.config.temperature)
 
 
 class Gen:
-    """The family `gen`: numeric rows from noise, with the non-saturating loss."""
+    """The family `gen`."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("rows",)
+    tasks: ClassVar[tuple[str, ...]] = ("rows", "images", "texts")
     Config: ClassVar[type[ModelConfig]] = GenConfig
     Request: ClassVar[type[ModelConfig]] = GenRequest
 
     def check(self, config: GenConfig, task: str, data: Data, training: Training) -> None:
         if data.targets:
-            raise ValueError("data.target is for supervised families; gen learns the rows themselves")
+            raise ValueError(
+                "data.target is for supervised families; gen learns the rows themselves (model.condition: columns it is given)"
+            )
+        if data.features is not None and (lacking := [c for c in config.condition if c not in data.features]):
+            raise ValueError(f"model.condition: {', '.join(lacking)} is not in data.features; add it there")
+        if task == "texts" and data.features is None:
+            raise ValueError("task texts needs data.features: the text column, and those in model.condition")
+        if task != "rows" and config.norm == "batch":
+            raise ValueError(f"model.norm: batch is for rows; {task} have none and layer")
 
     def prepare(self, data: Data, task: str, config: GenConfig) -> Prepared:
-        prepared = prepare(data, task)
-        if other := [f"{f.name} ({f.kind})" for f in prepared.schema.features if f.kind != "numeric"]:
-            raise DataError(f"gen learns numeric columns, given {', '.join(other)}; leave them out with data.exclude")
-        return prepared
+        if task == "texts" and data.features:
+            kinds = {n: o if n in config.condition else o.model_copy(update={"kind": "text"}) for n, o in data.features.items()}
+            data = data.model_copy(update={"features": kinds})
+        return prepare(data, task, fit=fitter(config.condition), keep=True)
 
-    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
-        return FeatureSchema.from_json(value)
+    def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> GenSchema:
+        return GenSchema.from_json(value)
 
-    def build(self, config: GenConfig, schema: FeatureSchema) -> Modules:
-        generator = _network(config.latent_size, schema.dense_size, config.hidden_size)
-        return {"generator": generator, "discriminator": _network(schema.dense_size, 1, config.hidden_size)}
+    def build(self, config: GenConfig, schema: GenSchema) -> Modules:
+        given, spans, characters = schema.given.width, schema.spans, 0
+        if schema.task == "images":
+            state = schema.subject.state
+            shape = (state["channels"], *state["size"])
+            networks: tuple[nn.Module, nn.Module] = (
+                ImageGenerator(config, given, *shape), ImageDiscriminator(config, given, *shape),
+            )  # fmt: skip
+        elif schema.task == "texts":
+            length, characters = schema.subject.state["length"], 1 + len(schema.subject.state["alphabet"])
+            spans = [("choice", characters)] * length
+            networks = (TextGenerator(config, given, length, characters), TextDiscriminator(config, given, length, characters))
+        else:
+            networks = (RowGenerator(config, given, schema.num_outputs), RowDiscriminator(config, given, schema.num_outputs))
+        discriminator = normalised(networks[1]) if config.spectral_norm else networks[1]
+        return {"generator": Adversary(config, networks[0], spans, characters), "discriminator": discriminator}
 
     def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
-        return {name: make_optimizer(module, training) for name, module in modules.items()}
+        config: Any = modules["generator"].config
+        return {
+            name: _optimizer(module, training, config.generator if name == "generator" else config.discriminator)
+            for name, module in modules.items()
+        }
 
     def batches(self, dataset: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> TableBatches:
         return table_batches(dataset, training, evaluate=evaluate, **where)
 
-    def _fake(self, modules: Modules, rows: Tensor) -> Tensor:
-        latent = next(modules["generator"].parameters()).shape[1]
-        fake: Tensor = modules["generator"](torch.randn(len(rows), latent, device=rows.device, dtype=rows.dtype))
-        return fake
-
     def train_step(
         self, modules: Modules, optimizers: Mapping[str, Optimizer], batch: Batch, session: StepSession
     ) -> dict[str, Tensor]:
-        real, discriminator = batch.inputs["dense"], modules["discriminator"]
+        generator: Any = modules["generator"]
+        critic, config = modules["discriminator"], generator.config
+        condition, real = batch.inputs["condition"], generator.content(batch.inputs["content"])
+        turn = int(generator.counter.turn)
+        its_turn = (turn + 1) % config.discriminator_steps == 0
         with session.autocast():
-            fake = self._fake(modules, real)
-            d_rows = F.softplus(-discriminator(real)) + F.softplus(discriminator(fake.detach()))  # (B, 1)
-            d_loss = d_rows.sum() / batch.global_rows
-        if session.backward(d_loss, [discriminator]):
+            with torch.set_grad_enabled(its_turn):
+                made = generator(condition, batch.rows, turn)
+            real_scores, made_scores = critic(real, condition), critic(made.detach(), condition)
+            of_rows = discriminator_loss(config.loss, real_scores, made_scores, config.label_smoothing)
+            if config.penalty:
+                mix = uniform(stream(turn, MIX), batch.rows.to(real.device), 1, real.dtype)
+                of_rows = of_rows + config.penalty * gradient_penalty(critic, real, made.detach(), condition, mix)
+            d_loss = of_rows.sum() / batch.global_rows
+            seen = generator_loss(config.loss, made_scores.detach()).sum() / batch.global_rows
+        if session.backward(d_loss, [critic]):
             optimizers["discriminator"].step()
             optimizers["discriminator"].zero_grad()
-        discriminator.requires_grad_(False)
-        with session.autocast():
-            g_loss = F.softplus(-discriminator(fake)).sum() / batch.global_rows
-        if session.backward(g_loss, [modules["generator"]]):
-            optimizers["generator"].step()
-            optimizers["generator"].zero_grad()
-        discriminator.requires_grad_(True)
-        return {"loss": g_loss.detach(), "discriminator_loss": d_loss.detach()}
+            generator.counter.turn += 1
+        if its_turn:
+            critic.requires_grad_(False)
+            with session.autocast():
+                g_loss = generator_loss(config.loss, critic(made, condition)).sum() / batch.global_rows
+            if session.backward(g_loss, [generator]):
+                optimizers["generator"].step()
+                optimizers["generator"].zero_grad()
+            critic.requires_grad_(True)
+        return {"loss": seen, "discriminator_loss": d_loss.detach()}
 
     def eval_step(self, modules: Modules, batch: Batch) -> dict[str, Tensor]:
-        real = batch.inputs["dense"]
-        fake = self._fake(modules, real)
-        return {"real": modules["discriminator"](real), "fake": modules["discriminator"](fake), "gap": fake - real}
+        generator: Any = modules["generator"]
+        critic, condition = modules["discriminator"], batch.inputs["condition"]
+        real, made = generator.content(batch.inputs["content"]), generator(condition, batch.rows, 0, hard=True)
+        return {
+            "row": batch.rows.to(real.device), "content": real, "made": made,
+            "real": critic(real, condition), "fake": critic(made, condition),
+        }  # fmt: skip
 
     def metrics(self, rows: Mapping[str, Tensor], task: str) -> dict[str, float]:
-        told = torch.cat([rows["real"] > 0, rows["fake"] <= 0]).double().mean()
-        return {"loss": float(rows["gap"].double().mean(0).norm()), "discriminator_accuracy": float(told)}
+        order = rows["row"].argsort()  # ranks have theirs one after the other
+        return gen_watch.figures(*(rows[name][order] for name in ("content", "made", "real", "fake")))
 
     def objective(self, task: str) -> tuple[str, bool]:
-        return ("loss", False)
+        return ("energy_distance", False)
+
+    def remarks(self, history: Sequence[Mapping[str, float]]) -> list[str]:
+        """What the newest epoch's figures mean, where they are not as they should be."""
+        return gen_watch.remarks(history)
 
     def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
-        """Synthetic standardised rows (B, D), as many as rows given."""
-        return self._fake(modules, inputs["dense"])
+        """As many made rows (B, W) as conditions given."""
+        condition = inputs["condition"]
+        made: Tensor = modules["generator"](condition, torch.arange(len(condition)), 0, hard=True)
+        return made
 
-    def generate(self, modules: Modules, schema: FeatureSchema, request: GenRequest) -> pa.Table:
-        """Rows in the columns' own units."""
-        if request.where:
-            raise UserError(f"where: {', '.join(request.where)} given, which this model cannot be asked for", field="where")
-        first = next(modules["generator"].parameters())
-        rows = torch.arange(request.first, request.first + request.rows, device=first.device)
-        latent = normal(stream(request.seed), rows, first.shape[1]).to(first)
-        made = modules["generator"](latent).double().cpu().numpy()
-        states = [f.state for f in schema.features]
-        values = made[:, : len(states)] * [s["std"] for s in states] + [s["mean"] for s in states]
-        return pa.table({f.name: values[:, i] for i, f in enumerate(schema.features)})
+    def generate(self, modules: Modules, schema: GenSchema, request: GenRequest) -> pa.Table:
+        """Rows of the training columns' own types; each is a function of the seed and of its number."""
+        names = [f.name for f in schema.features]
+        if unknown := [name for name in request.where if name not in names]:
+            raise UserError(f"where: no column {unknown[0]!r}, only {', '.join(names)}", field="where")
+        later = {f.name: request.where[f.name] for f in schema.made if f.name in request.where}
+        for feature in schema.made:
+            if feature.name in later:
+                _can_be(feature, later[feature.name])
+        start = request.first // CHUNK * CHUNK
+        parts = []
+        for first in range(start, request.first + request.rows, CHUNK):
+            parts.append(_chunk(modules["generator"], schema, request, first, later))
+        content, condition = (np.concatenate([p[i] for p in parts]) for i in range(2))
+        inside = slice(request.first - start, request.first - start + request.rows)
+        return schema.table(content[inside], condition[inside], request.first)
 
-    def examples(self, schema: FeatureSchema, held_out: pa.Table) -> list[dict[str, Any]]:
-        return [{"rows": 4, "seed": 0}]
+    def examples(self, schema: GenSchema, held_out: pa.Table) -> list[dict[str, Any]]:
+        return [{"rows": 4, "seed": 0}, {"rows": 2, "seed": 1, "first": 300}]
+
+
+def _optimizer(module: nn.Module, training: Training, turn: Turn) -> Optimizer:
+    own = {k: v for k in ("optimizer", "lr", "weight_decay") if (v := getattr(turn, k)) is not None}
+    return make_optimizer(module, training.model_copy(update=own), betas=turn.betas)
+
+
+def _can_be(feature: Any, value: Any) -> None:
+    """Raise UserError where a column that is made can never be `value`."""
+    if feature.kind not in codec.KINDS:
+        raise UserError(f"where: {feature.name} is of kind {feature.kind} and cannot be asked for", field=feature.name)
+    try:
+        (codec.one_value if feature.kind in ("numeric", "timestamp") else codec.place_of)(feature, value)
+    except ValueError as error:
+        raise UserError(f"where: {feature.name} = {value!r} cannot be made: {error}", field=feature.name) from error
+
+
+def _chunk(generator: Any, schema: GenSchema, request: GenRequest, first: int, later: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Content and conditions of whole 256 rows; those that are not as asked for are drawn again."""
+    parameter = next(generator.parameters())
+    rows = torch.arange(first, first + CHUNK)
+    content: Any = None
+    condition: Any = None
+    waiting = np.ones(CHUNK, bool)
+    for attempt in range(ATTEMPTS):
+        turn = stream(request.seed + 1, attempt)
+        drawn = uniform(stream(turn, DRAWN), rows, 1 + len(schema.conditions), torch.float64).numpy()
+        given = schema.given.draw(drawn, request.where)
+        made = generator(torch.from_numpy(given).to(parameter), rows, turn, hard=True)
+        if generator.characters:
+            made = made.view(CHUNK, -1, generator.characters).argmax(2)
+        found = made.cpu().numpy()
+        if content is None:
+            content, condition = found.copy(), given.copy()
+        content[waiting], condition[waiting] = found[waiting], given[waiting]
+        if not later:
+            return content, condition
+        table = schema.table(content, condition, first)
+        fits = [codec.matches(f, table.column(f.name), later[f.name]) for f in schema.made if f.name in later]
+        waiting = ~np.logical_and.reduce(fits)
+        if not waiting.any():
+            return content, condition
+    asked = ", ".join(f"{k}={v}" for k, v in request.where.items())
+    raise UserError(
+        f"where: {asked}: in {ATTEMPTS} draws {int(waiting.sum())} of {CHUNK} rows were not so; train with these columns in "
+        "model.condition to ask for them directly",
+        field="where",
+    )

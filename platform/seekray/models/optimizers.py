@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from seekray.config import Schedule, Training
 
 
-def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
-    """The experiment's optimizer over a module; biases and norms are not decayed."""
+def make_optimizer(module: nn.Module, training: Training, betas: tuple[float, float] = (0.9, 0.999)) -> Optimizer:
+    """The experiment's optimizer over a module; biases and norms are not decayed. betas: of adam and adamw."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
@@ -29,7 +29,7 @@ def make_optimizer(module: nn.Module, training: Training) -> Optimizer:
         sgd: Optimizer = without_compiler(SGD)(groups, lr=training.lr, momentum=training.momentum, fused=fused)
         return sgd
     kind = AdamW if training.optimizer == "adamw" else Adam
-    adam: Optimizer = without_compiler(kind)(groups, lr=training.lr, fused=fused)
+    adam: Optimizer = without_compiler(kind)(groups, lr=training.lr, betas=betas, fused=fused)
     return adam
 
 

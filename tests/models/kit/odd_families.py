@@ -8,25 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
 from seekray.data.batches import Batch
 from seekray.models.family import Modules, StepSession
-from seekray.models.gen import Gen
 from seekray.models.net import Net
-
-
-class FixedNoise(Gen):
-    """`gen` whose noise is a function of the row it stands for, so that ranks can be compared."""
-
-    def _fake(self, modules: Modules, rows: Tensor) -> Tensor:
-        latent = next(modules["generator"].parameters()).shape[1]
-        frequencies = torch.arange(1, latent + 1, dtype=rows.dtype)
-        fake: Tensor = modules["generator"](torch.sin(rows.sum(1, keepdim=True) * frequencies))
-        return fake
 
 
 class FailsOnLastRank(Net):
