@@ -177,7 +177,7 @@ class ImageBlock:
         parts = []
         for name, state in zip(self.names, self._states, strict=True):
             size, channels = (state["size"][0], state["size"][1]), state["channels"]
-            pixels = images(columns[name], name, size, channels, STRICT).reshape(rows, -1, channels)
+            pixels = images(columns[name], name, size, channels, STRICT).reshape(rows, size[0] * size[1], channels)
             scale = (1 / 255) / np.array(state["std"])
             shift = np.array(state["mean"]) / np.array(state["std"])
             scaled = pixels * scale.astype(np.float32) - shift.astype(np.float32)
