@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("data", "training", "startup", "serving", "batch_predict", "quality", "quality_images", "init_defaults")
+ALL = ("data", "training", "startup", "serving", "batch_predict", "quality", "quality_images", "init_defaults", "generation")
 
 
 def main() -> int:
