@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,12 +13,16 @@ from seekray import bundle as bundles
 from seekray.data.schema import Schema
 from seekray.data.values import json_value
 from seekray.errors import UserError
+from seekray.model_ref import resolve
 from seekray.models import get_family
-from seekray.models.family import Generative, Modules
+from seekray.models.family import Generative, Modules, Textual
 from seekray.predictor import Predictor, build
+from seekray.settings import settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from seekray.models.texts import Piece
 
 
 class Generator:
@@ -46,10 +50,14 @@ class Generator:
 
     @classmethod
     def load(
-        cls, folder: Path | str, *, name: str | None = None, version: str | None = None, device: str | None = None
+        cls, model: Path | str, *, name: str | None = None, version: str | None = None, device: str | None = None
     ) -> Generator:
-        """Read a bundle folder. Raises ModelNotFoundError, CorruptError."""
-        bundle = bundles.load(Path(folder))
+        """A bundle folder or any other MODEL. Raises ModelNotFoundError, CorruptError."""
+        folder = Path(model)
+        if not folder.is_dir():
+            found = resolve(str(model), settings())
+            folder, name, version = found.bundle, name or found.name, version or found.version
+        bundle = bundles.load(folder)
         modules = build(bundle.info, bundle.schema, bundle.tensors)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(
@@ -57,10 +65,35 @@ class Generator:
             name=name, version=version, bundle_hash=bundle.hash, device=device,
         )  # fmt: skip
 
-    def generate(self, **request: Any) -> pa.Table:
-        """What is asked for; the fields are those of the family's `Request`. Raises UserError for another field or value."""
+    def generate(self, prompts: Sequence[str | Sequence[int]] | str | None = None, **request: Any) -> pa.Table:
+        """What is asked for; the fields are those of the family's `Request`. Raises UserError for another field or value.
+
+        prompts: of a model of texts, one or several, texts or token ids.
+        """
+        if prompts is not None:
+            request["prompts"] = [prompts] if isinstance(prompts, str) else prompts
         with torch.inference_mode():
             return self._family.generate(self.modules, self.schema, self.request(request))
+
+    def pieces(self, **request: Any) -> Iterator[Piece]:
+        """Every token of what is asked for, as it is made. Raises UserError, also for a model of something else than texts."""
+        textual = self._textual()
+        return textual.stream(self.modules, self.schema, self.request(request))
+
+    def stream(self, prompt: str, **request: Any) -> Iterator[str]:
+        """The text that follows a prompt, in parts, as it is made: together what `generate` gives. Raises UserError."""
+        return (piece.text for piece in self.pieces(**request, prompts=[prompt], n=1) if piece.text)
+
+    def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
+        """Of the token that follows each of T ids, (T, V). Raises UserError."""
+        tokens = torch.tensor([list(token_ids)], device=self.device)
+        with torch.inference_mode():
+            return self._textual().logits(self.modules, tokens)[0].cpu()
+
+    def _textual(self) -> Textual:
+        if not hasattr(self._family, "stream"):
+            raise UserError(f"{self.name} does not make texts (family {self.info['family']}, task {self.task})")
+        return cast("Textual", self._family)
 
     @property
     def fields(self) -> tuple[str, ...]:

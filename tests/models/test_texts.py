@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from small_lm import Bytes, small
 
-from seekray.errors import UserError
+from seekray.errors import DataError
 from seekray.models import sampling
 from seekray.models.decoding import Weights
 from seekray.models.sampling import Sampling, choose, filtered, most_likely
@@ -129,7 +129,7 @@ def test_a_small_lead_is_told() -> None:
 
 def test_logprobs_are_the_models(net: Transformer) -> None:
     request = TextRequest(prompts=("The",), temperature=0.5, max_tokens=5, logprobs=3, seed=4)
-    pieces = list(stream(net, Bytes(), jobs(request, [list(b"The")])))
+    pieces = list(stream(net, Bytes(), jobs(request, [list(b"The")], 96)))
     ids = list(b"The")
     for piece in pieces:
         expected = net(torch.tensor([ids]))[0, -1].log_softmax(0)
@@ -164,8 +164,11 @@ def test_ends(net: Transformer) -> None:
 def test_a_context_that_is_full(net: Transformer) -> None:
     row = made(net, ["x" * 90], temperature=0, max_tokens=20)[0]
     assert (row["tokens"], row["finish_reason"]) == (6, "length")
-    with pytest.raises(UserError, match="a prompt of 96 tokens given, the model looks at 96"):
+    with pytest.raises(DataError, match="a prompt of 96 tokens given, the model looks at 96"):
         made(net, ["x" * 96], max_tokens=1)
+    cut = made(net, ["y" + "x" * 96], temperature=0, max_tokens=20, truncate=True)[0]
+    assert (cut["prompt_tokens"], cut["tokens"]) == (76, 20)
+    assert cut["text"] == made(net, ["x" * 76], temperature=0, max_tokens=20)[0]["text"]
 
 
 def test_jobs_come_and_go(net: Transformer) -> None:
@@ -249,7 +252,7 @@ def test_requests_that_cannot_be(asked: dict[str, Any], message: str) -> None:
 
 
 def test_pieces_count(net: Transformer) -> None:
-    pieces: list[Piece] = list(stream(net, Bytes(), jobs(TextRequest(max_tokens=4, temperature=0), [[1, 2]])))
+    pieces: list[Piece] = list(stream(net, Bytes(), jobs(TextRequest(max_tokens=4, temperature=0), [[1, 2]], 96)))
     assert [p.tokens for p in pieces] == [1, 2, 3, 4]
     assert [p.finish for p in pieces] == [None, None, None, "length"]
     assert math.isfinite(sum(p.token for p in pieces))

@@ -125,7 +125,7 @@ def _answers(
     prompts, responses = prompts[:ANSWERED], responses[:ANSWERED]
     longest = max(len(ids) for ids in model.schema.tokenizer.encode(responses))  # type: ignore[attr-defined]
     limit = min(ANSWER_TOKENS, longest + 1 + longest // 4)
-    made = model.generate(prompts=prompts, max_tokens=limit, temperature=0.0)
+    made = model.generate(prompts, max_tokens=limit, temperature=0.0, truncate=True)
     answers = made.column("text").to_pylist()
     chrf = CHRF()
     pairs = list(zip(answers, responses, strict=True))

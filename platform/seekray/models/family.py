@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from seekray.config import Training
     from seekray.data.prepare import Prepared
     from seekray.data.schema import Schema
+    from seekray.models.texts import Piece
 
 Modules = dict[str, nn.Module]
 
@@ -112,3 +113,13 @@ class Generative(Family, Protocol):
 
     def examples(self, schema: Any, held_out: pa.Table) -> list[dict[str, Any]]:
         """A few small requests with seeds: the bundle keeps them with their answers."""
+
+
+class Textual(Generative, Protocol):
+    """A generative family whose texts grow a token at a time."""
+
+    def stream(self, modules: Modules, schema: Any, request: Any) -> Iterator[Piece]:
+        """Every token of what is asked for, as it is made; the texts are those of `generate`."""
+
+    def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
+        """Of the token after each one, ids (B, T) -> (B, T, V)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -21,8 +21,10 @@ from seekray.data.text_prepare import prepare_lm
 from seekray.data.text_schema import TextSchema
 from seekray.data.token_batches import text_batches
 from seekray.metrics import quick_metrics
+from seekray.models import texts
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.optimizers import make_optimizer
+from seekray.models.texts import TextRequest
 from seekray.models.transformer import Transformer, TransformerConfig
 
 if TYPE_CHECKING:
@@ -40,21 +42,12 @@ class LmConfig(TransformerConfig):
     checkpointing: bool = Field(False, description="recompute activations in the backward pass: slower, with less memory")
 
 
-class LmRequest(ModelConfig):
-    """What may be asked of a model of texts."""
-
-    prompts: tuple[str, ...] = Field(("",), min_length=1, description="texts to go on from")
-    max_tokens: int = Field(64, ge=1, description="most tokens of each answer")
-    temperature: float = Field(0.0, ge=0, description="0 takes the most likely token")
-    seed: int = Field(0, ge=0, description="the same seed gives the same texts")
-
-
 class Lm:
     """The family `lm`. `modules["lm"]` is the Transformer; `classifier` is there to classify."""
 
     tasks: ClassVar[tuple[str, ...]] = ("pretrain", "finetune", "classify")
     Config: ClassVar[type[ModelConfig]] = LmConfig
-    Request: ClassVar[type[ModelConfig]] = LmRequest
+    Request: ClassVar[type[ModelConfig]] = TextRequest
 
     def check(self, config: LmConfig, task: str, data: Data, training: Training) -> None:
         pairs = data.text is not None and data.text.prompt is not None
@@ -147,29 +140,30 @@ class Lm:
         logits: Tensor = modules["classifier"](mean)
         return logits
 
-    def generate(self, modules: Modules, schema: TextSchema, request: LmRequest) -> pa.Table:
-        """Columns `prompt` and `text`, the answer."""
-        noise = torch.Generator().manual_seed(request.seed)
-        texts = []
-        for ids in schema.encode_prompts(request.prompts):
-            answer: list[int] = []
-            while len(answer) < request.max_tokens:
-                tokens = torch.tensor([[*ids, *answer][-schema.context_length :]])
-                logits = self.predict(modules, {"tokens": tokens})[0].float()
-                if request.temperature:
-                    token = int(torch.multinomial((logits / request.temperature).softmax(0), 1, generator=noise))
-                else:
-                    token = int(logits.argmax())
-                if token == schema.tokenizer.end:
-                    break
-                answer.append(token)
-            texts.append(schema.tokenizer.decode(answer))
-        return pa.table({"prompt": list(request.prompts), "text": texts})
+    def generate(self, modules: Modules, schema: TextSchema, request: TextRequest) -> pa.Table:
+        """A row a text, see `texts.table`."""
+        return texts.table(modules["lm"], schema.tokenizer, request, encoded(schema, request))  # type: ignore[arg-type]
+
+    def stream(self, modules: Modules, schema: TextSchema, request: TextRequest) -> Iterator[texts.Piece]:
+        """Every token of every text, as it is made."""
+        wanted = texts.jobs(request, encoded(schema, request), schema.context_length)
+        return texts.stream(modules["lm"], schema.tokenizer, wanted)  # type: ignore[arg-type]
+
+    def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
+        """Of the token after each one, (B, T) -> (B, T, V)."""
+        out: Tensor = modules["lm"](tokens)
+        return out
 
     def examples(self, schema: TextSchema, held_out: pa.Table) -> list[dict[str, Any]]:
-        texts = [t or "" for t in held_out.slice(0, 2)[schema.column].to_pylist()]
-        prompts = texts if schema.response else [t[:80] for t in texts]
-        return [{"prompts": [p], "max_tokens": 16} for p in prompts]
+        given = [t or "" for t in held_out.slice(0, 2)[schema.column].to_pylist()]
+        prompts = given if schema.response else [t[:80] for t in given]
+        return [{"prompts": [p], "max_tokens": 16, "temperature": 0.0, "truncate": True} for p in prompts]
+
+
+def encoded(schema: TextSchema, request: TextRequest) -> list[list[int]]:
+    """A request's prompts as ids. Those that are ids already are taken as they are."""
+    made = iter(schema.encode_prompts([p for p in request.prompts if isinstance(p, str)]))
+    return [next(made) if isinstance(p, str) else list(p) for p in request.prompts]
 
 
 def token_losses(network: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:

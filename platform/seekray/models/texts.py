@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from seekray.errors import UserError
+from seekray.errors import DataError
 from seekray.models.decoding import Decoder, Weights
 from seekray.models.sampling import Sampling, choose, log_probabilities, most_likely, noise_of
 from seekray.models.text_stream import TextStream
@@ -41,6 +41,7 @@ class TextRequest(Sampling):
 
     prompts: tuple[str | tuple[int, ...], ...] = Field(("",), min_length=1, description="texts, or token ids, to go on from")
     n: int = Field(1, ge=1, le=1000, description="texts of each prompt")
+    truncate: bool = Field(False, description="of a prompt that is too long read the end; false: it is an error")
 
     @property
     def sampling(self) -> Sampling:
@@ -128,13 +129,15 @@ class TextEngine:
         return len(self._waiting) + len(self._running)
 
     def submit(self, job: Job) -> None:
-        """One more text. Raises UserError where its prompt leaves no room."""
+        """One more text. Raises DataError where its prompt leaves no room."""
         room = self._decoder.size - len(job.prompt)
         if room < 1:
-            raise UserError(
+            raise DataError(
                 f"a prompt of {len(job.prompt)} tokens given, the model looks at {self._decoder.size}, its answer included",
                 field="prompts",
             )
+        if not job.prompt:
+            raise DataError("a prompt without a token given, expected one at least", field="prompts")
         self._waiting.append(_Sequence(job, self.tokenizer, min(job.sampling.max_tokens, room), self.streams))
 
     def cancel(self, key: Any) -> None:
@@ -226,11 +229,13 @@ def _grouped(sequences: Sequence[_Sequence]) -> tuple[list[list[int]], list[int]
     return prompts, copies
 
 
-def jobs(request: TextRequest, prompts: Sequence[Sequence[int]]) -> Iterator[Job]:
+def jobs(request: TextRequest, prompts: Sequence[Sequence[int]], context: int) -> Iterator[Job]:
     """The texts of a request whose prompts are ids; key: (number of the prompt, number of the sample)."""
+    room = min(request.max_tokens, max(1, context // 2))
     for number, prompt in enumerate(prompts):
+        kept = prompt[-max(1, context - room) :] if request.truncate else prompt
         for sample in range(request.n):
-            yield Job((number, sample), prompt, request.sampling, sample)
+            yield Job((number, sample), kept, request.sampling, sample)
 
 
 def stream(net: Transformer, tokenizer: Tokenizer, wanted: Iterable[Job], *, streams: bool = True) -> Iterator[Piece]:
@@ -249,9 +254,10 @@ def stream(net: Transformer, tokenizer: Tokenizer, wanted: Iterable[Job], *, str
 def table(net: Transformer, tokenizer: Tokenizer, request: TextRequest, prompts: Sequence[Sequence[int]]) -> pa.Table:
     """One row a text: prompt, sample, text, finish_reason, prompt_tokens, tokens; with logprobs the tokens' ids and theirs."""
     made: dict[Any, list[Piece]] = {}
-    for piece in stream(net, tokenizer, jobs(request, prompts), streams=False):
+    wanted = list(jobs(request, prompts, net.config.context_length))
+    for piece in stream(net, tokenizer, wanted, streams=False):
         made.setdefault(piece.job.key, []).append(piece)
-    texts = [made[job.key] for job in jobs(request, prompts)]
+    texts = [made[job.key] for job in wanted]
     asked = [p if isinstance(p, str) else tokenizer.decode(p) for p in request.prompts for _ in range(request.n)]
     columns = {
         "prompt": pa.array(asked, pa.string()),
