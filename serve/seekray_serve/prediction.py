@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -147,14 +148,15 @@ class PredictionApp(Application):
 def build(args: Mapping[str, Any]) -> ServeApplication:
     """The Serve application of one model, for `serve deploy` (`import_path: seekray_serve.prediction:build`).
 
-    args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally
-    `num_cpus`, `num_gpus`, `num_replicas`, `autoscaling` {min, max, target}, and the fields of
-    `Limits`.
+    args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally `modules`
+    (a folder with the module of the user's own family), `num_cpus`, `num_gpus`, `num_replicas`,
+    `autoscaling` {min, max, target}, and the fields of `Limits`.
     """
     from ray import serve
 
     options = dict(args)
     name, version, bundle = options.pop("name"), options.pop("version", None), options.pop("bundle")
+    modules = options.pop("modules", None)
     check_options(options)
     limits = limits_of(options)
     num_cpus = options.get("num_cpus", DEFAULT_CPUS)
@@ -167,6 +169,8 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
 
             from seekray.predictor import Predictor
 
+            if modules:
+                sys.path.append(modules)
             # More threads than the share that was asked for would only take turns.
             torch.set_num_threads(max(1, int(num_cpus)))
             predictor = Predictor.load(bundle, name=name, version=version)

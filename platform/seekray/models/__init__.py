@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sysconfig
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seekray.errors import ConfigError
@@ -31,5 +34,20 @@ def get_family(name: str) -> Family:
     try:
         family: Family = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"family: cannot import {path!r}: {error}", field="family") from error
+        raise ConfigError(
+            f"family: cannot import {path!r}: {error}; a module of one's own is looked for among the installed packages "
+            "and in the current folder",
+            field="family",
+        ) from error
     return family
+
+
+def module_folder(name: str) -> Path | None:
+    """The folder of a family's module that is not installed: what a process elsewhere needs on its path; else None."""
+    top = name.partition(":")[0].partition(".")[0]
+    spec = None if name in FAMILIES else importlib.util.find_spec(top)
+    if spec is None:
+        return None
+    place = Path(next(iter(spec.submodule_search_locations or ()), spec.origin or "")).resolve()
+    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()}
+    return None if place.parent in installed else place.parent
