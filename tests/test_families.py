@@ -110,7 +110,7 @@ def test_saved_and_loaded_give_equal_outputs(make: Make, tmp_path: Path) -> None
         with torch.no_grad():
             outputs.append(get_family(given.family).predict(modules, batch.inputs))
         assert all(torch.equal(v, last.group("weights")[k]) for k, v in named_tensors(modules).items())
-    assert torch.equal(*outputs)
+    assert torch.equal(*(o.nan_to_num(7.0) for o in outputs))  # NaN fills labelled rows up
 
 
 @pytest.mark.parametrize("stop_after", [1, 4, 9])  # of 5 steps an epoch: in the first, before the end of it, in the second

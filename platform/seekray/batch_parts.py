@@ -127,10 +127,13 @@ class Part:
 
 
 def answer_schema(schema: Schema, source: pa.Schema, keys: Sequence[str]) -> pa.Schema:
-    """Columns of the answers: the keys or `row`, `prediction`, `probability_<class>`."""
+    """Columns of the answers: the keys or `row`, `prediction`, `probability_<class>`, `quantile_<q>`."""
     fields = [pa.field(k, source.field(k).type) for k in keys] or [pa.field("row", pa.int64())]
     fields.append(pa.field("prediction", schema.answer_type))
-    fields += [pa.field(f"probability_{c}", pa.float64()) for c in schema.classes or ()]
+    numbers = pa.list_(pa.float64()) if schema.task in ("labelling", "forecast") else pa.float64()
+    fields += [pa.field(f"probability_{c}", numbers) for c in schema.classes or ()]
+    if schema.task == "forecast":
+        fields += [pa.field(f"quantile_{q:g}", numbers) for q in getattr(schema, "quantiles", ())]
     return pa.schema(fields)
 
 

@@ -20,6 +20,7 @@ from pyarrow.fs import LocalFileSystem
 from seekray.batch_output import Output, PartResult, encode, open_output
 from seekray.batch_parts import Part, Plan, answer_schema, predict_part, read_parts
 from seekray.batch_ray import PART_BYTES, cell, loaded, over_ray, result_row
+from seekray.data.framing import framed_source
 from seekray.data.options import Data
 from seekray.data.source import Source
 from seekray.data.sources import open_source
@@ -67,7 +68,7 @@ def predict(
     predictor = Predictor.load(bundle)
     # A record that is no row is put aside like a row that cannot be predicted.
     data = data.like_training(predictor.info.get("reading")).model_copy(update={"on_bad_row": "skip"})
-    source = open_source(data)
+    source = framed_source(open_source(data), getattr(predictor.schema, "frame", None))
     keys = data.key or tuple(k for k in predictor.schema.key if k in source.schema.names)
     columns = tuple(source.names(list(dict.fromkeys([*keys, *(f.name for f in predictor.schema.features)]))))
     first = next(iter(source.batches(columns)), None)

@@ -5,22 +5,19 @@ Nothing after `load` reads YAML. Each field's description is the experiment refe
 
 from __future__ import annotations
 
-import re
 import typing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SerializeAsAny,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from seekray.data.options import Data
+from seekray.data.options import Data, Duration
 from seekray.errors import ConfigError
 from seekray.models import get_family
 
@@ -28,14 +25,6 @@ if TYPE_CHECKING:
     from seekray.data.prepare import Prepared
 
 
-def _seconds(value: object) -> object:
-    """Accept `90`, `30s`, `30m`, `2h`."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value) if isinstance(value, str) else None
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else value
-
-
-_DURATION_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*[smhd]\s*$"}]}
-Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0), WithJsonSchema(_DURATION_SCHEMA, mode="validation")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 
 

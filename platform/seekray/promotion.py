@@ -18,7 +18,9 @@ from seekray.storage import Storage
 from seekray.tracking import registry
 from seekray.tracking.artifacts import version_bundle
 
-METRICS = {"classification": "accuracy", "regression": "r2", "multilabel": "macro_f1"}
+METRICS = {
+    "classification": "accuracy", "regression": "r2", "multilabel": "macro_f1", "labelling": "accuracy", "forecast": "mae",
+}  # fmt: skip
 LOWER_IS_BETTER = ("loss", "mae", "rmse", "error")
 
 

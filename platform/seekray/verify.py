@@ -56,9 +56,8 @@ def _compare(expected: Mapping[str, list[Any]], found: Mapping[str, list[Any]], 
         if len(found[column]) != len(values):
             return largest, f"{len(found[column])} rows, expected {len(values)}"
         for row, (value, other) in enumerate(zip(values, found[column], strict=True)):
-            if isinstance(value, float) and isinstance(other, (int, float)) and not isinstance(other, bool):
-                both_missing = value != value and other != other
-                difference = 0.0 if both_missing else abs(value - other) / max(1.0, abs(value))
+            difference = _difference(value, other)
+            if difference is not None:
                 largest = max(largest, difference)
                 agrees = difference <= tolerance
             else:
@@ -66,6 +65,18 @@ def _compare(expected: Mapping[str, list[Any]], found: Mapping[str, list[Any]], 
             if not agrees and (first is None or row < first[0]):
                 first = (row, f"row {row}, column {column!r}: {other!r}, expected {value!r}")
     return largest, first[1] if first else None
+
+
+def _difference(value: Any, other: Any) -> float | None:
+    """Of two numbers, or the largest of two lists of numbers as long; None where they are something else."""
+    if isinstance(value, float) and isinstance(other, (int, float)) and not isinstance(other, bool):
+        both_missing = value != value and other != other
+        return 0.0 if both_missing else abs(value - other) / max(1.0, abs(value))
+    value, other = _plain(value), _plain(other)
+    if isinstance(value, list) and value and isinstance(other, list) and len(other) == len(value):
+        found = [_difference(v, o) for v, o in zip(value, other, strict=True)]
+        return None if None in found else max(f for f in found if f is not None)
+    return None
 
 
 def _plain(value: Any) -> Any:
@@ -94,7 +105,7 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
 
         from seekray.tracking.pyfunc import _load_pyfunc
 
-        return _prediction(predictor.task, _load_pyfunc(str(bundle)).predict(pd.DataFrame(rows)).to_dict("list"))
+        return _prediction(_load_pyfunc(str(bundle)).predict(pd.DataFrame(rows)).to_dict("list"))
 
     def copy(rows: list[dict[str, Any]]) -> Prediction:
         with tempfile.TemporaryDirectory(prefix="seekray-verify-") as folder:
@@ -103,19 +114,19 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
 
     def alone(rows: list[dict[str, Any]]) -> Prediction:
         answers = [python([row]).columns() for row in rows]
-        return _prediction(predictor.task, {name: [a[name][0] for a in answers] for name in answers[0]})
+        return _prediction({name: [a[name][0] for a in answers] for name in answers[0]})
 
     doors: dict[str, Door] = {
         "python": python,
-        "batch parquet": lambda rows: _batch(bundle, predictor.task, schema, rows, "parquet"),
+        "batch parquet": lambda rows: _batch(bundle, schema, rows, "parquet"),
     }
     if not {f.kind for f in schema.features} & {"vector", "image", "sequence"}:
-        doors["batch csv"] = lambda rows: _batch(bundle, predictor.task, schema, rows, "csv")
+        doors["batch csv"] = lambda rows: _batch(bundle, schema, rows, "csv")
     doors |= {"pyfunc": pyfunc, "copy": copy}
     return doors | {"one by one": alone} if one_by_one else doors
 
 
-def _batch(bundle: Path | str, task: str, schema: Schema, rows: list[dict[str, Any]], kind: str) -> Prediction:
+def _batch(bundle: Path | str, schema: Schema, rows: list[dict[str, Any]], kind: str) -> Prediction:
     """Rows written to a file, predicted as a file, read back. Raises DataError where a row is put aside."""
     import pyarrow.csv as pacsv
     import pyarrow.parquet as pq
@@ -135,7 +146,7 @@ def _batch(bundle: Path | str, task: str, schema: Schema, rows: list[dict[str, A
         if done["rejected"]:
             raise DataError(f"{done['rejected']} rows were put aside: {Path(out + '.rejected.jsonl').read_text()[:300]}")
         answers = pq.read_table(out).to_pydict()
-    return _prediction(task, answers)
+    return _prediction(answers)
 
 
 def _table(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
@@ -155,12 +166,13 @@ def _table(schema: Schema, rows: list[dict[str, Any]]) -> pa.Table:
     return pa.table(arrays)
 
 
-def _prediction(task: str, columns: Mapping[str, Any]) -> Prediction:
+def _prediction(columns: Mapping[str, Any]) -> Prediction:
     from seekray.data.schema import Prediction
 
-    start = "probability_"
-    probabilities = {name[len(start) :]: list(values) for name, values in columns.items() if name.startswith(start)}
-    return Prediction(list(columns["prediction"]), None if task == "regression" else probabilities)
+    def starting(start: str) -> dict[str, list[Any]] | None:
+        return {name[len(start) :]: list(values) for name, values in columns.items() if name.startswith(start)} or None
+
+    return Prediction(list(columns["prediction"]), starting("probability_"), starting("quantile_"))
 
 
 def rows_with_trouble(schema: Schema, sample: Rows) -> list[dict[str, Any]]:

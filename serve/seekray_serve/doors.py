@@ -27,12 +27,14 @@ def endpoint_doors(url: str, name: str) -> dict[str, Callable[[Rows], Prediction
 
 def _joined(parts: Any) -> Prediction:
     predictions: list[Any] = []
-    probabilities: dict[str, list[float]] = {}
+    probabilities: dict[str, list[Any]] = {}
+    quantiles: dict[str, list[Any]] = {}
     for part in parts:
         predictions += part.predictions
-        for key, values in (part.probabilities or {}).items():
-            probabilities.setdefault(key, []).extend(values)
-    return Prediction(predictions, probabilities or None)
+        for whole, found in ((probabilities, part.probabilities), (quantiles, part.quantiles)):
+            for key, values in (found or {}).items():
+                whole.setdefault(key, []).extend(values)
+    return Prediction(predictions, probabilities or None, quantiles or None)
 
 
 def _ask(url: str, body: Any = None) -> Any:
@@ -50,9 +52,11 @@ def _ask(url: str, body: Any = None) -> Any:
 def _rest(url: str, name: str, rows: Rows) -> Prediction:
     names = [spec["name"] for spec in _ask(f"{url}/v2/models/{name}")["inputs"]]
     answer = _ask(f"{url}/v1/predict", {"rows": [{n: row.get(n) for n in names} for row in rows]})
-    per_row = answer.get("probabilities")
-    columns = {key: [row[key] for row in per_row] for key in per_row[0]} if per_row else None
-    return Prediction(answer["predictions"], columns)
+    columns = [
+        {key: [row[key] for row in per_row] for key in per_row[0]} if (per_row := answer.get(name)) else None
+        for name in ("probabilities", "quantiles")
+    ]
+    return Prediction(answer["predictions"], *columns)
 
 
 def _protocol(url: str, name: str, rows: Rows) -> Prediction:
@@ -69,6 +73,12 @@ def _protocol(url: str, name: str, rows: Rows) -> Prediction:
         inputs.append({"name": spec["name"], "datatype": kind, "shape": [len(rows), *width], "data": flat})
     answer = _ask(f"{url}/v2/models/{name}/infer", {"inputs": inputs, "parameters": {"nulls": nulls}})
     outputs = {o["name"]: o for o in answer["outputs"]}
+    if "steps" in outputs:  # sequences: a row's answer as JSON
+        found = [json.loads(text) for text in outputs["steps"]["data"]]
+        named = {key: [row[key] for row in found] for key in found[0]}
+        start = {kind: {k.removeprefix(f"{kind}_"): v for k, v in named.items() if k.startswith(f"{kind}_")} or None
+                 for kind in ("probability", "quantile")}  # fmt: skip
+        return Prediction(named["prediction"], start["probability"], start["quantile"])
     predictions = outputs["prediction"]["data"]
     if "probability" not in outputs:
         return Prediction(predictions, None)

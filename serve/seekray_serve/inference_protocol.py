@@ -32,6 +32,8 @@ _DTYPES = {
     "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
     "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
+# Their answers are lists of different lengths: each row's columns are one BYTES value, their JSON.
+SEQUENCES = ("labelling", "forecast")
 _NUMBERS = {"numeric": "FP64", "vector": "FP64", "boolean": "BOOL"}
 
 
@@ -62,6 +64,8 @@ class InferenceProtocol:
         self._features = {feature.name: feature for feature in predictor.schema.features}
         self._classes = list(predictor.schema.classes or [])
         self.outputs = ["prediction"] if predictor.task == "regression" else ["prediction", "probability"]
+        if predictor.task in SEQUENCES:
+            self.outputs = ["steps"]
 
     def metadata(self) -> dict[str, Any]:
         """The answer to `GET /v2/models/{model}`."""
@@ -74,10 +78,15 @@ class InferenceProtocol:
             for name, feature in self._features.items()
         ]
         many = len(self._classes)
+        if self._predictor.task in SEQUENCES:
+            return self._about(inputs, [{"name": "steps", "datatype": "BYTES", "shape": [-1]}])
         shape = [-1, many] if self._predictor.task == "multilabel" else [-1]
         outputs = [{"name": "prediction", "datatype": self._output_type(), "shape": shape}]
         if "probability" in self.outputs:
             outputs.append({"name": "probability", "datatype": "FP64", "shape": [-1, many]})
+        return self._about(inputs, outputs)
+
+    def _about(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "name": self._predictor.name,
             "versions": [str(self._predictor.version or "1")],
@@ -200,13 +209,17 @@ class InferenceProtocol:
         return b"".join([text, *tail]), len(text)
 
     def _output(self, name: str, answer: Answer) -> tuple[Array, str]:
+        if name == "steps":
+            rows = answer.columns()
+            lines = [orjson.dumps({k: v[i] for k, v in rows.items()}).decode() for i in range(len(answer.predictions))]
+            return np.array(lines, dtype=object), "BYTES"
         if name == "probability":
             columns = answer.probability_columns() or {}
             return np.array(list(columns.values()), dtype="<f8").T, "FP64"
         datatype = self._output_type()
         if self._predictor.task == "multilabel":
-            rows = [[label in row for label in self._classes] for row in answer.predictions]
-            return np.array(rows, dtype="?"), datatype
+            flags = [[label in row for label in self._classes] for row in answer.predictions]
+            return np.array(flags, dtype="?"), datatype
         if datatype == "BYTES":
             return np.array([str(value) for value in answer.predictions], dtype=object), datatype
         return np.array(answer.predictions, dtype=_DTYPES[datatype]), datatype

@@ -82,7 +82,7 @@ class BatchModel:
         for members, _ in parts:
             for index in members:
                 stop = start + jobs[index].count
-                answers[index] = Answer(result.predictions, result.probabilities, start, stop)
+                answers[index] = Answer(result.predictions, result.probabilities, start, stop, result.quantiles)
                 start = stop
         if start != len(result.predictions):
             wrong = SeekrayError(f"the model gave {len(result.predictions)} predictions for {start} rows")

@@ -64,7 +64,9 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
     names = list(features)
     classes = predictor.schema.classes
     value: dict[str, Any] = {"type": "number"} if predictor.task == "regression" else {"enum": classes}
-    if predictor.task == "multilabel":
+    if predictor.task == "forecast":
+        value = {"type": "number"}
+    if predictor.task in ("multilabel", "labelling", "forecast"):
         value = {"type": "array", "items": value}
     schemas = {
         "Row": {"type": "object", "properties": features, "required": names, "additionalProperties": False},

@@ -87,6 +87,7 @@ class PredictionApp(Application):
                 {
                     "predictions": answer.predictions,
                     "probabilities": answer.probabilities,
+                    **({} if answer.quantiles is None else {"quantiles": answer.quantiles}),
                     "model": self.predictor.name,
                     "version": self.predictor.version,
                 }

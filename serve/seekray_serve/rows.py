@@ -49,22 +49,24 @@ class Job:
 class Answer:
     """The part of a batch's answer that belongs to one request: `predictions[start:stop]`."""
 
-    __slots__ = ("_probabilities", "_start", "_stop", "predictions")
+    __slots__ = ("_probabilities", "_quantiles", "_start", "_stop", "predictions")
 
     def __init__(
         self,
         predictions: list[Any],
-        probabilities: Mapping[str, list[float]] | None,
+        probabilities: Mapping[str, list[Any]] | None,
         start: int,
         stop: int,
+        quantiles: Mapping[str, list[Any]] | None = None,
     ) -> None:
         self.predictions = predictions[start:stop]
+        self._quantiles = quantiles
         self._probabilities = probabilities
         self._start = start
         self._stop = stop
 
     @property
-    def probabilities(self) -> list[dict[str, float]] | None:
+    def probabilities(self) -> list[dict[str, Any]] | None:
         """A mapping from class to probability for each row; None for regression."""
         if self._probabilities is None:
             return None
@@ -72,7 +74,21 @@ class Answer:
         columns = self._probabilities.values()
         return [dict(zip(names, [column[i] for column in columns], strict=True)) for i in range(self._start, self._stop)]
 
-    def probability_columns(self) -> dict[str, list[float]] | None:
+    @property
+    def quantiles(self) -> list[dict[str, list[float]]] | None:
+        """A mapping from quantile to the values to come for each row; None unless forecast."""
+        if self._quantiles is None:
+            return None
+        return [{q: rows[i] for q, rows in self._quantiles.items()} for i in range(self._start, self._stop)]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """As the columns of a file: `prediction`, `probability_<class>`, `quantile_<q>`."""
+        found: dict[str, list[Any]] = {"prediction": self.predictions}
+        for kind, columns in (("probability", self._probabilities), ("quantile", self._quantiles)):
+            found |= {f"{kind}_{name}": values[self._start : self._stop] for name, values in (columns or {}).items()}
+        return found
+
+    def probability_columns(self) -> dict[str, list[Any]] | None:
         """Class → the probabilities of each row."""
         if self._probabilities is None:
             return None

@@ -36,6 +36,7 @@ class Schema:
 class Prediction:
     predictions: list[Any]
     probabilities: dict[str, list[float]] | None
+    quantiles: None = None
 
 
 class FakePredictor:

@@ -162,18 +162,19 @@ class TimestampBlock:
     """Scaled seconds since 1970, and time of day, day of week and month on circles; (B, 7 or 8 each).
 
     A missing time takes the training median on the line and the centre of each circle; the eighth
-    column, where training had missing ones, says so.
+    column, where training had missing ones, says so. Without `trend` the line is left out.
     """
 
     def __init__(self, features: Sequence[Fitted]) -> None:
         self.names = tuple(f.name for f in features)
-        self._line = NumericBlock(features)
+        self._line = NumericBlock([f for f in features if f.state.get("trend", True)])
         self.width = self._line.width + 6 * len(features)
         self._tables = (_cycle(1440), _cycle(7), _cycle(12))
 
     def transform(self, columns: Columns, rows: int) -> Array:
         parsed = {name: times(columns[name], name, STRICT) for name in self.names}
-        line = self._line.transform({k: seconds(v) for k, v in parsed.items()}, rows)
+        named = {k: seconds(parsed[k]) for k in self._line.names}
+        line = self._line.transform(named, rows) if named else np.zeros((rows, 0), dtype=np.float32)
         return np.concatenate([line, *(self._circles(v) for v in parsed.values())], axis=1)
 
     def _circles(self, values: Array) -> Array:

@@ -21,7 +21,7 @@ from seekray.data.media import ImageBlock, TextBlock
 from seekray.data.parse import Array, Rejects
 from seekray.data.schema import Prediction
 from seekray.data.sequences import RAGGED, SequenceBlock, pad
-from seekray.data.targets import encode_targets
+from seekray.data.targets import decode_ahead, decode_steps, encode_targets
 from seekray.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ class Feature:
 class FeatureSchema:
     """Everything fitted on the training rows.
 
-    task: classification, regression, multilabel or rows. classes: their JSON values in the order of
+    task: classification, regression, multilabel, labelling, forecast or rows. classes: their JSON values in the order of
     the outputs (multilabel: the target columns). class_counts: training rows of each (multilabel:
     positive ones). target_mean, target_std: of a regression's training rows. rows: training rows.
-    key: columns carried through.
+    key: columns carried through. horizon, quantiles: of a forecast. frame: how a long table becomes rows, see `framing`.
+    ridge: the linear baseline of a forecast, see `baselines`.
     """
 
     features: tuple[Feature, ...]
@@ -76,6 +77,10 @@ class FeatureSchema:
     target_mean: float = 0.0
     target_std: float = 1.0
     rows: int = 0
+    horizon: int = 0
+    quantiles: tuple[float, ...] = (0.5,)
+    frame: Mapping[str, Any] | None = None
+    ridge: Mapping[str, Any] | None = None
     _blocks: list[Block] = field(init=False, repr=False, compare=False)
     _categorical: CategoricalBlock = field(init=False, repr=False, compare=False)
     _sequences: SequenceBlock | None = field(init=False, repr=False, compare=False)
@@ -125,9 +130,11 @@ class FeatureSchema:
 
     @property
     def num_outputs(self) -> int:
-        """Classes, targets of multilabel, 1 for regression; the size of a row where nothing is predicted."""
+        """Classes, targets of multilabel, 1 for regression, values to come times quantiles; else the size of a row."""
         if self.task == "regression":
             return 1
+        if self.task == "forecast":
+            return self.horizon * len(self.quantiles)
         return len(self.classes) if self.classes else self.dense_size
 
     def arrays(self, columns: Any) -> dict[str, Array]:
@@ -174,25 +181,44 @@ class FeatureSchema:
 
     @property
     def answer_type(self) -> pa.DataType:
-        """A class, a list of labels, or a number."""
+        """A class, a list of labels or of numbers, or a number."""
         kind = pa.array(self.classes or [0.0]).type
-        return pa.list_(kind) if self.task == "multilabel" else kind
+        return pa.list_(kind) if self.task in ("multilabel", "labelling", "forecast") else kind
+
+    @property
+    def anchor(self) -> int | None:
+        """The channel that holds the past of what is forecast, None where none does."""
+        start = 0
+        for feature in self.features:
+            if self.frame and feature.name == self.frame["target"]:
+                return start
+            if feature.kind == "sequence":
+                start += len(feature.state["mean"]) + sum(feature.state["missing"])
+        return None
 
     def only(self, feature: Feature) -> FeatureSchema:
         """The schema of this one feature."""
         return replace(self, features=(feature,))
 
-    def encode_targets(self, columns: Any, rejects: Rejects | None = None) -> Array:
+    def encode_targets(self, columns: Any, rejects: Rejects | None = None) -> Any:
         """Targets of rows: int64 (B,) class numbers, float32 (B, 1) standardised, or float32 (B, T) of 0 and 1.
 
+        Of labelling Ragged int64 class numbers, of a forecast float32 (B, horizon) standardised.
         A missing class, or one that training did not know, is -1; a missing number or label is NaN.
         A value of the wrong type goes to `rejects`; without, it is a DataError with the row.
         """
         return encode_targets(self, as_columns(columns), Rejects() if rejects is None else rejects)
 
     def decode(self, outputs: Tensor) -> Prediction:
-        """Answers from outputs (B, C): logits, or standardised values (B, 1) of a regression."""
+        """Answers from outputs (B, C): logits, or standardised values (B, 1) of a regression.
+
+        Of labelling logits (B, T, C), NaN beyond a row's length; of a forecast values (B, horizon * quantiles).
+        """
         outputs = outputs.double()
+        if self.task == "labelling":
+            return decode_steps(outputs, self.classes or [])
+        if self.task == "forecast":
+            return decode_ahead(outputs * self.target_std + self.target_mean, self.quantiles)
         if self.task == "regression":
             return Prediction((outputs[:, 0] * self.target_std + self.target_mean).tolist(), None)
         classes = self.classes or []
@@ -238,7 +264,7 @@ class FeatureSchema:
         given = dict(value)
         if (found := given.pop("format", None)) != FORMAT:
             raise DataError(f"the feature schema has format {found}, this seekray reads {FORMAT}")
-        for name in ("targets", "key"):
+        for name in {"targets", "key", "quantiles"} & given.keys():
             given[name] = tuple(given[name])
         return cls(**given | {"features": tuple(Feature(**f) for f in given["features"])})
 

@@ -78,6 +78,7 @@ def fit_columns(
         class_counts=targets.class_counts,
         target_mean=targets.target_mean,
         target_std=targets.target_std,
+        horizon=targets.horizon,
         rows=len(columns[features[0].name]),
     )
     return schema, _together(warnings, constant) + notes
@@ -116,6 +117,7 @@ def _fit_feature(name: str, kind: str, column: Any, raw: Any, options: FeatureOp
         example = bool(values[~np.isnan(values)][:1].any())
     elif kind == "timestamp":
         state, notes = fit_numbers(seconds(times(column, name, Rejects())))
+        state |= {} if options.trend else {"trend": False}
     elif kind == "vector":
         values = vectors(column, None, name, Rejects())
         state, notes = fit_vector(values)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 Kind = Literal["numeric", "categorical", "boolean", "timestamp", "text", "image", "vector", "sequence", "characters"]
+
+
+def _seconds(value: object) -> object:
+    """Accept `90`, `30s`, `30m`, `2h`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", value) if isinstance(value, str) else None
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else value
+
+
+_DURATION_SCHEMA = {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*[smhd]\s*$"}]}
+Duration = Annotated[float, BeforeValidator(_seconds), Field(ge=0), WithJsonSchema(_DURATION_SCHEMA, mode="validation")]
 
 
 class Options(BaseModel):
@@ -28,6 +39,7 @@ class FeatureOptions(Options):
     ngrams: tuple[int, int] = Field((1, 2), description="text: shortest and longest n-gram")
     analyzer: Literal["word", "char"] = Field("word", description="text: n-grams of words or of characters")
     size: tuple[int, int] = Field((32, 32), description="image: height and width after resizing")
+    trend: bool = Field(True, description="timestamp: false leaves the time of day, the weekday and the month alone")
     channels: Literal[1, 3] = Field(3, description="image: 1 grey, 3 RGB")
 
 
@@ -83,6 +95,33 @@ class TextOptions(Options):
         return self
 
 
+class SequenceOptions(Options):
+    """How rows of a long table, a row a step, become sequences."""
+
+    time: str = Field(description="the column that orders the steps")
+    id: str | None = Field(None, description="the column that tells sequences or series apart; null: there is one")
+    columns: tuple[str, ...] | None = Field(
+        None, description="values of the steps; null: all others, and of a forecast the target itself"
+    )
+    static: tuple[str, ...] = Field((), description="columns that are the same in all steps of a sequence")
+    future: tuple[str, ...] = Field((), description="forecast: columns that are known in advance, such as a holiday")
+    gap: Duration | None = Field(None, description="a longer time between two steps cuts the series; null: no time is too long")
+    history: int | None = Field(None, ge=1, description="forecast: steps that are looked at")
+    horizon: int | None = Field(None, ge=1, description="forecast: steps ahead that are predicted")
+    calendar: bool = Field(False, description="forecast: also learn from the origin's time of day, weekday and month")
+    season: int | None = Field(None, ge=1, description="forecast: steps of a season, for the seasonal naive baseline")
+    stride: int = Field(1, ge=1, description="forecast: steps from one window to the next")
+
+    @model_validator(mode="after")
+    def _rules(self) -> SequenceOptions:
+        if (self.history is None) != (self.horizon is None):
+            raise ValueError("data.sequence.history and data.sequence.horizon go together")
+        named = [self.time, *([self.id] if self.id else []), *self.static]
+        if twice := sorted({n for n in named if named.count(n) > 1} | (set(named) & {*(self.columns or ()), *self.future})):
+            raise ValueError(f"data.sequence has {', '.join(twice)} in two places")
+        return self
+
+
 class Data(Options):
     """Where the rows come from and what is learned from what."""
 
@@ -93,6 +132,7 @@ class Data(Options):
     )
     exclude: tuple[str, ...] = Field((), description="columns never read")
     key: tuple[str, ...] = Field((), description="columns carried through, never learned from")
+    sequence: SequenceOptions | None = Field(None, description="rec: how rows of a long table become sequences")
     split: Split = Split()
     text: TextOptions | None = Field(None, description="lm: columns of texts and the tokenizer")
     on_bad_row: Literal["error", "skip"] = Field("error", description="skip: bad rows are counted and listed in a file")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,13 +12,15 @@ import pyarrow as pa
 
 from seekray.data import split as splits
 from seekray.data.columns import as_columns, missing_column
+from seekray.data.features import FeatureSchema
 from seekray.data.fingerprint import array_hash, content_hash, schema_hash
 from seekray.data.fitting import fit_columns, nothing_to_learn_from, typed
+from seekray.data.framing import Frame, Framed, frame_of, frame_table, framed_data, straddling
 from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, is_text, numbers, shown
 from seekray.data.schema import Schema
-from seekray.data.sequences import ends
+from seekray.data.sequences import Ragged, ends
 from seekray.data.source import Source
 from seekray.data.sources import open_source
 from seekray.data.targets import encode_targets, fit_targets, read_targets
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # Rows transformed at a time: the float64 in between stays small.
 CHUNK = 32_768
+NEITHER = -1  # the part of a window that straddles a split
 
 
 class Dataset(Protocol):
@@ -45,14 +47,15 @@ class Arrays:
 
     inputs: `dense` float32 (N, D) and `categorical` int64 (N, K); with sequences also `sequence` float32 (S, C)
     and `symbols` int64 (S, K), the steps of all rows one after another, row i's from offsets[i] to offsets[i + 1].
-    targets: see `FeatureSchema.encode_targets`; None without targets. rows: int64 (N,) row numbers in the source,
-    from 0, the header not counted.
+    targets: see `FeatureSchema.encode_targets`; None without targets; where `labelled` (S,), one a step. rows: int64
+    (N,) row numbers in the source, from 0, the header not counted.
     """
 
     inputs: dict[str, Array]
     targets: Array | None
     rows: Array
     offsets: Array | None = None
+    labelled: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +83,7 @@ class Prepared:
     rejected: list[dict[str, Any]]
     warnings: list[str]
     rows: int
-    reading: dict[str, str] = dataclasses.field(default_factory=dict)
+    reading: dict[str, str] = field(default_factory=dict)
     initial: dict[str, Tensor] | None = None
     training_rows: pa.Table | None = None
 
@@ -94,10 +97,10 @@ def used_columns(data: Data, names: list[str]) -> list[str]:
         "data.exclude": data.exclude,
         "data.split.by": (data.split.by,) if data.split.by else (),
     }
-    for field, wanted in asked.items():
+    for option, wanted in asked.items():
         for name in wanted:
             if name not in names:
-                raise missing_column(name, names, field=field)
+                raise missing_column(name, names, field=option)
     if data.features is None:
         return [name for name in names if name not in data.exclude or name == data.split.by]
     used = {*data.features, *data.targets, *data.key, data.split.by}
@@ -116,13 +119,32 @@ def prepare(
     `data.on_bad_row: skip` left out and listed.
     """
     source = open_source(data)
-    table = source.table(used_columns(data, _names(source)))
+    frame = frame_of(data, task, _names(source)) if data.sequence else None
+    table = source.table(_long_columns(data, frame) if frame else used_columns(data, _names(source)))
     if not table.num_rows:
         raise DataError(f"{data.source} has columns but no rows", field="data.source")
     # Hashing lets go of the interpreter: it takes the other core while the columns are read.
     with ThreadPoolExecutor(1) as pool:
         content = pool.submit(content_hash, table)
-        return _prepared(data, task, source, table, content, prefer or {}, fit, keep)
+        if frame is None:
+            return _prepared(data, task, source, table, content, prefer or {}, fit, keep)
+        framed = frame_table(table, frame)
+        if not framed.table.num_rows:
+            raise DataError(
+                f"no run of steps without a gap or a missing {frame.target!r} is {frame.history + frame.horizon} long; "
+                "lower data.sequence.history, or raise data.sequence.gap",
+                field="data.sequence",
+            )
+        prepared = _prepared(framed_data(data, frame), task, source, framed.table, content, prefer or {}, fit, keep, framed)
+        assert isinstance(prepared.schema, FeatureSchema)
+        warnings = prepared.warnings
+        if framed.repeated:
+            warnings = [f"{framed.repeated} rows repeat a {frame.time!r} of their series; the last of them counts", *warnings]
+        return replace(prepared, schema=replace(prepared.schema, frame=frame.to_json()), warnings=warnings)
+
+
+def _long_columns(data: Data, frame: Frame) -> list[str]:
+    return list(dict.fromkeys(n for n in (*frame.wanted, frame.target, *data.key, data.split.by) if n))
 
 
 def _prepared(
@@ -134,6 +156,7 @@ def _prepared(
     prefer: Mapping[str, str],
     fit: Any,
     keep: bool,
+    framed: Framed | None = None,
 ) -> Prepared:
     guesses = infer_kinds(table, data)
     if not guesses:
@@ -146,7 +169,8 @@ def _prepared(
     keys = None
     if data.split.by:
         keys = splits.split_keys(data.split, table.column(data.split.by), rejects)
-    row_numbers, rejected = _number(table.num_rows, source, rejects)
+    # A framed row is no row of the source.
+    row_numbers, rejected = _number(table.num_rows, [] if framed else source.malformed, rejects)
     good = _good(table.num_rows, rejects, rejected, data)
     fingerprint: dict[str, Any] = {"schema": schema_hash(table.schema), "rows": table.num_rows}
     if len(good) < table.num_rows:
@@ -157,10 +181,14 @@ def _prepared(
     table = _as_typed(table, columns, kinds)
     strata = _strata(task, data, table) if data.split.kind == "stratified" else None
     parts = splits.assign(data.split, len(good), keys=keys, strata=strata)
+    if framed is not None and data.split.kind == "time":
+        parts = np.where(straddling(framed.take(good), parts), NEITHER, parts)
     fingerprint |= {"split": array_hash(np.stack([row_numbers, parts.astype(np.int64)]))}
     everything = columns | {name: table.column(name) for name in data.targets}
     _check_classes(task, data, everything, parts)
     index = [np.flatnonzero(parts == part) for part in (splits.TRAIN, splits.VALIDATION, splits.TEST)]
+    if not len(index[0]):
+        raise DataError("no window lies within the training part; lower data.sequence.history", field="data.sequence")
     raw = table.take(index[0] if keep else index[0][:1000])
     schema, warnings = fit(_take(everything, index[0]), kinds, data, task, as_columns(raw))
     held_out_name, held = next(
@@ -194,13 +222,13 @@ def _read(table: pa.Table, kinds: Mapping[str, str], data: Data, rejects: Reject
     return out
 
 
-def _number(rows: int, source: Source, rejects: Rejects) -> tuple[Array, list[dict[str, Any]]]:
+def _number(rows: int, malformed: list[dict[str, Any]], rejects: Rejects) -> tuple[Array, list[dict[str, Any]]]:
     """Row numbers in the source, where malformed records count too, and all rejections with them."""
-    numbering = np.arange(rows + len(source.malformed))
-    if source.malformed:
-        numbering = np.delete(numbering, [m["row"] for m in source.malformed])
+    numbering = np.arange(rows + len(malformed))
+    if malformed:
+        numbering = np.delete(numbering, [m["row"] for m in malformed])
     found = [r | {"row": int(numbering[r["row"]])} for r in rejects.found]
-    return numbering, sorted([*source.malformed, *found], key=lambda r: (r["row"], str(r["column"])))
+    return numbering, sorted([*malformed, *found], key=lambda r: (r["row"], str(r["column"])))
 
 
 def _good(rows: int, rejects: Rejects, rejected: list[dict[str, Any]], data: Data) -> Array:
@@ -285,7 +313,12 @@ def _arrays(schema: Any, columns: Mapping[str, Any], index: Array, row_numbers: 
     targets = None
     if schema.targets:
         targets = encode_targets(schema, _take({t: columns[t] for t in schema.targets}, index), Rejects())
-    return Arrays(inputs, targets, row_numbers[index], offsets)
+    if isinstance(targets, Ragged):
+        if (odd := np.flatnonzero(targets.offsets != offsets)).size:
+            row = int(row_numbers[index[odd[0] - 1]])
+            raise DataError(f"row {row}: the target {schema.targets[0]!r} has not one label a step", field=schema.targets[0])
+        targets = targets.values
+    return Arrays(inputs, targets, row_numbers[index], offsets, schema.task == "labelling")
 
 
 def _no_test(held_out_name: str) -> list[str]:

@@ -22,18 +22,21 @@ if TYPE_CHECKING:
 class Prediction:
     """Answers for N rows.
 
-    predictions: a class, a number or, for multilabel, the list of labels, for each row.
-    probabilities: class or label -> N probabilities; None for regression.
+    predictions: a class, a number or, for multilabel, the list of labels, for each row; for labelling the list of
+    the steps' classes, for a forecast the list of the values to come (their medians).
+    probabilities: class or label -> N probabilities; for labelling N lists of them; None where numbers are predicted.
+    quantiles: forecast: quantile -> N lists of values; else None.
     """
 
     predictions: list[Any]
-    probabilities: dict[str, list[float]] | None
+    probabilities: dict[str, list[Any]] | None
+    quantiles: dict[str, list[list[float]]] | None = None
 
     def columns(self) -> dict[str, list[Any]]:
-        """As the columns `prediction` and `probability_<class>`."""
-        return {"prediction": self.predictions} | {
-            f"probability_{name}": values for name, values in (self.probabilities or {}).items()
-        }
+        """As the columns `prediction`, `probability_<class>` and `quantile_<q>`."""
+        found = {"prediction": self.predictions}
+        found |= {f"probability_{name}": values for name, values in (self.probabilities or {}).items()}
+        return found | {f"quantile_{name}": values for name, values in (self.quantiles or {}).items()}
 
 
 class Schema(Protocol):

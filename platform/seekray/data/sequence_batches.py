@@ -27,8 +27,8 @@ class SequenceBatches:
     workers sees the same global batches. Rows are shuffled, sorted by length within pools of 16 batches, and the
     batches are shuffled again. `inputs` has `length` (B,) and the ragged inputs padded with zeros, (B, T, …).
 
-    labelled: each step has a target of its own, (B, T) with -1 where there is none; what a step's loss is
-    divided by is then the number of labelled steps.
+    Where there is a target for each step, targets are (B, T) with -1 where there is none, and what a step's loss is
+    divided by is the number of labelled steps.
     """
 
     def __init__(
@@ -36,7 +36,6 @@ class SequenceBatches:
         arrays: Arrays,
         training: Training,
         *,
-        labelled: bool = False,
         evaluate: bool = False,
         rank: int = 0,
         world_size: int = 1,
@@ -55,8 +54,8 @@ class SequenceBatches:
         self._targets = None if arrays.targets is None else as_tensor(arrays.targets)
         if self._targets is not None and self._targets.is_floating_point():
             self._targets = self._targets.to(dtype)
-        self._labelled = labelled
-        self._known = self._steps_known() if labelled else None
+        self._labelled = arrays.labelled
+        self._known = self._steps_known() if arrays.labelled else None
         self._rows = as_tensor(arrays.rows)
         longest = int(self._lengths.max()) if self.num_rows else 1
         self.batch_size = max(1, EVALUATED_STEPS // longest) if evaluate else training.batch_size

@@ -131,7 +131,8 @@ class TextSchema:
     def encode_targets(self, columns: Any, rejects: Rejects | None = None) -> Array:
         """int64 (B,) class numbers, -1 where a label is missing or not known."""
         assert self.answers is not None
-        return self.answers.encode_targets(columns, rejects)
+        found: Array = self.answers.encode_targets(columns, rejects)
+        return found
 
     def decode(self, outputs: Tensor) -> Prediction:
         """Labels with probabilities; for a model that generates, the most likely next token."""

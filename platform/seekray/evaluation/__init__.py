@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from seekray.data.framing import framed_rows
 from seekray.evaluation.result import Evaluation, as_text
 from seekray.evaluation.rows import compare
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # Task -> module of this package whose `evaluate` measures it; a family of the user's has rows unless its task is here.
 EVALUATORS = {
     "rows": "synthesis", "images": "synthesis_media", "texts": "synthesis_media", "pretrain": "texts", "finetune": "texts",
+    "labelling": "labelling", "forecast": "forecast",
 }  # fmt: skip
 
 __all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate"]
@@ -39,6 +41,7 @@ def evaluate(
     counted in `rejected`. Raises DataError.
     """
     module = importlib.import_module(f"{__name__}.{EVALUATORS.get(model.task, 'rows')}")
+    table = framed_rows(table, getattr(model.schema, "frame", None))
     known = {} if training is None else {"training": training}
     found: Evaluation = module.evaluate(model, table, by=by, resamples=resamples, seed=seed, **known)
     return found

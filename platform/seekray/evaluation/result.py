@@ -23,7 +23,8 @@ class Evaluation:
     classes: [{class, rows, precision, recall, f1}], the first as `label` for multilabel; empty for regression.
     confusion: C lists of C counts, a list an actual class, in the order of `classes`; None unless classification.
     calibration: the reliability diagram's bins; residuals: {target: [...], prediction: [...]}, regression only.
-    details: what else its task reports, as JSON; plots are drawn of those that `plots.result` knows.
+    details: what else its task reports, as JSON, `verdict` being sentences for people; plots are drawn of those that
+        `plots.result` knows.
     outputs, targets, row_numbers: of the rows that count, for `compare` and plots; not in the JSON.
     """
 
@@ -72,6 +73,7 @@ def as_text(found: Mapping[str, Any]) -> str:
         span = f"  [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
         note = f"  ({found['notes'][name]})" if name in found["notes"] else ""
         lines.append(f"  {name:20}" + (f"{value:<10.4g}" if value is not None else f"{'-':10}") + span + note)
+    lines += [str(sentence) for sentence in found.get("details", {}).get("verdict", [])]
     lines += [f"  row {r['row']}: {r['reason']}" for r in found["rejections"][:5]]
     for column, groups in found["groups"].items():
         lines.append(f"by {column}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from seekray.data.baselines import fit_ridge
+from seekray.data.batches import Batch
 from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
 from seekray.data.prepare import Arrays, Prepared, prepare
@@ -69,6 +72,10 @@ class SequenceNet(nn.Module):
         static = schema.dense_size + sum(e.embedding_dim for e in self.categories)  # type: ignore[misc]
         self.dropout = nn.Dropout(config.dropout)
         self.head = initialise(nn.Linear(self.recurrent.size + static, schema.num_outputs), None)
+        self.anchor, self.quantiles = None, tuple(schema.quantiles)
+        if schema.task == "forecast" and config.anchor == "last" and schema.anchor is not None:
+            self.anchor, self.scale, self.shift = schema.anchor, *_units(schema)
+            nn.init.zeros_(self.head.weight)  # training begins at persistence
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         return self.run(inputs, None)[0]
@@ -88,12 +95,18 @@ class SequenceNet(nn.Module):
         known = [s for s in static if s.shape[-1]]
         pooled = torch.cat([states, *known], dim=-1) if known else states
         outputs: Tensor = self.head(self.dropout(pooled))
+        if self.anchor is not None:
+            final = (length - 1).to(x.device)
+            seen = inputs["sequence"][torch.arange(len(x), device=x.device), final, self.anchor]
+            outputs = outputs + (seen * self.scale + self.shift)[:, None]
         return outputs, last
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Loss of each row, (B,); of labelling the sum over its labelled steps."""
         if self.task == "classification":
             return row_loss(self.task, outputs, targets, label_smoothing=self.config.label_smoothing)
+        if self.task == "forecast":
+            return pinball(outputs, targets, self.quantiles)
         smoothing = self.config.label_smoothing
         flat = F.cross_entropy(
             outputs.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-1, label_smoothing=smoothing
@@ -101,11 +114,42 @@ class SequenceNet(nn.Module):
         return flat.view(targets.shape).sum(1)
 
 
+def _units(schema: FeatureSchema) -> tuple[float, float]:
+    """Scale and shift from the standardised past of the target to the standardised values to come."""
+    assert schema.frame is not None
+    state = next(f.state for f in schema.features if f.name == schema.frame["target"])
+    (mean,), (std,) = state["mean"], state["std"]
+    return std / schema.target_std, (mean - schema.target_mean) / schema.target_std
+
+
+def pinball(outputs: Tensor, targets: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Mean pinball loss (Koenker and Bassett 1978, doi:10.2307/1913643) of each row, (B,).
+
+    outputs: (B, H * Q), the quantiles of a step side by side; targets: (B, H). Twice it, for the median, is the absolute error.
+    """
+    difference = targets[..., None] - outputs.view(*targets.shape, len(quantiles))  # (B, H, Q)
+    q = outputs.new_tensor(quantiles)
+    return torch.maximum(q * difference, (q - 1) * difference).mean((1, 2))
+
+
 class Rec(Supervised):
     """The family `rec`."""
 
-    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "labelling", "forecast")
     Config: ClassVar[type[ModelConfig]] = RecConfig
+
+    def check(self, config: RecConfig, task: str, data: Data, training: Training) -> None:
+        super().check(config, task, data, training)
+        if task == "forecast" and data.sequence is not None:
+            if data.sequence.horizon is None:
+                raise ValueError("data.sequence.history and horizon are missing; a forecast needs to know how far it looks")
+            if data.split.kind != "time":
+                raise ValueError(
+                    f"data.split.kind: {data.split.kind} given; a forecast is judged on what came later: "
+                    f"split: {{kind: time, by: {data.sequence.time}}}"
+                )
+        elif data.sequence is not None and data.sequence.horizon is not None:
+            raise ValueError(f"data.sequence.history and horizon are for task: forecast, not for {task}")
 
     def prepare(self, data: Data, task: str, config: RecConfig) -> Prepared:
         prepared = prepare(data, task, {"vector": "sequence", "text": "characters"})
@@ -114,14 +158,48 @@ class Rec(Supervised):
         if not (schema.channels or schema.vocabulary):
             raise DataError(
                 "rec reads sequences, and no feature is one: give a column of lists, or of texts with "
-                "data.features: {COLUMN: characters}",
+                "data.features: {COLUMN: characters}, or say in data.sequence how the rows of a long table become sequences",
                 field="data.features",
             )
-        return prepared
+        if task != "forecast":
+            return prepared
+        assert isinstance(prepared.train, Arrays)
+        assert isinstance(prepared.validation, Arrays)
+        ridge = fit_ridge(prepared.train, prepared.validation)
+        return replace(prepared, schema=replace(schema, quantiles=config.quantiles, ridge=ridge))
 
     def build(self, config: RecConfig, schema: FeatureSchema) -> Modules:
         return {"rec": SequenceNet(config, schema)}
 
     def batches(self, dataset: Arrays, training: Training, *, evaluate: bool = False, **where: Any) -> SequenceBatches:
-        labelled = dataset.targets is not None and len(dataset.targets) != len(dataset)
-        return SequenceBatches(dataset, training, labelled=labelled, evaluate=evaluate, **where)
+        return SequenceBatches(dataset, training, evaluate=evaluate, **where)
+
+    def eval_step(self, modules: Modules, batch: Batch) -> dict[str, Tensor]:
+        net = modules["rec"]
+        assert isinstance(net, SequenceNet)
+        if net.task == "classification":
+            return super().eval_step(modules, batch)
+        outputs, targets = net(batch.inputs), batch.targets
+        assert targets is not None
+        found = {"loss": net.loss(outputs, targets)}
+        if net.task == "labelling":
+            right = (outputs.argmax(-1) == targets).sum(1)
+            return found | {"right": right, "steps": (targets >= 0).sum(1)}
+        middle = outputs.view(*targets.shape, -1)[..., net.quantiles.index(0.5)]
+        return found | {"absolute": (middle - targets).abs().mean(1)}
+
+    def metrics(self, rows: Mapping[str, Tensor], task: str) -> dict[str, float]:
+        if task == "classification":
+            return super().metrics(rows, task)
+        loss = rows["loss"].double()
+        if task == "labelling":
+            steps = rows["steps"].sum().double()
+            return {"loss": float(loss.sum() / steps), "accuracy": float(rows["right"].sum() / steps)}
+        return {"loss": float(loss.mean()), "mae": float(rows["absolute"].double().mean())}
+
+    def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
+        outputs = super().predict(modules, inputs)
+        if outputs.ndim == 2:
+            return outputs
+        beyond = torch.arange(outputs.shape[1], device=outputs.device) >= inputs["length"].to(outputs.device)[:, None]
+        return outputs.masked_fill(beyond[..., None], torch.nan)

@@ -32,6 +32,7 @@ def model_card(
         "## Metrics",
         _metrics(info, evaluation, validation or {}),
     ]
+    parts += [str(sentence) for sentence in (evaluation.get("details") or {}).get("verdict", [])]
     for column, groups in (evaluation.get("groups") or {}).items():
         parts += [f"### By `{column}`", _groups(groups)]
     if importances:

@@ -111,9 +111,12 @@ def _sequences(task: str, folder: Path) -> dict[str, Any]:
             "word": words,
             "age": rng.normal(size=101),
             "kind": [f"k{int(x[:, 0].sum() > 0)}" for x in lists],
+            "each": [["up" if v > 0 else "down" for v in np.cumsum(x[:, 0])] for x in lists],
+            "ahead": [[float(x[-1, 0] + i * x[-1, 1]) for i in range(3)] for x in lists],
         }
         pq.write_table(pa.table(columns), source)
-    data = {"source": str(source), "target": "kind", "features": {"steps": {}, "word": {"kind": "characters"}, "age": {}}}
+    target = {"classification": "kind", "labelling": "each", "forecast": "ahead"}[task]
+    data = {"source": str(source), "target": target, "features": {"steps": {}, "word": {"kind": "characters"}, "age": {}}}
     return {"data": data, "model": {"hidden_size": 8, "dropout": 0.2, "num_layers": 2}}
 
 
@@ -146,6 +149,8 @@ CASES: dict[tuple[str, str], Case] = {
     ("net", "regression"): Case(partial(_table, "regression"), exact=WITHOUT_DROPOUT),
     ("net", "multilabel"): Case(partial(_table, "multilabel"), exact=WITHOUT_DROPOUT),
     ("rec", "classification"): Case(partial(_sequences, "classification"), exact=WITHOUT_DROPOUT),
+    ("rec", "labelling"): Case(partial(_sequences, "labelling"), exact=WITHOUT_DROPOUT),
+    ("rec", "forecast"): Case(partial(_sequences, "forecast"), exact=WITHOUT_DROPOUT),
     ("lm", "pretrain"): Case(partial(_texts, "pretrain"), exact=WITHOUT_DROPOUT),
     ("lm", "finetune"): Case(partial(_texts, "finetune"), exact=WITHOUT_DROPOUT),
     ("lm", "classify"): Case(partial(_texts, "classify"), exact=WITHOUT_DROPOUT),
