@@ -24,7 +24,7 @@ FLOORS = [
     {"manifest", "checkpoint", "bundle", "session", "shared_sum"},
     {
         "model_ref", "predictor", "generator", "plots", "tracking", "evaluation", "importances", "batch_output", "batch_parts",
-        "batch_predict", "batch_generate", "batch_ray", "verify", "progress", "train_state", "promotion",
+        "batch_predict", "batch_generate", "batch_texts", "batch_ray", "verify", "progress", "train_state", "promotion",
     },
     {"loop", "report"},
     {"mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer"},

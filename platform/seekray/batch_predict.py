@@ -87,20 +87,47 @@ def predict(
     }
     output = open_output(out, schema, identity)
     plan = Plan(columns, keys, output.part_rows, output.encoding, schema)
+    rows, rejected = run_parts(
+        plan, source, data, output, lambda part: predict_part(predictor, plan, part),
+        worker=Worker, bundle=bundle, distributed=needs_ray(data, workers), workers=workers, cpus=cpus_per_worker,
+        gpus=gpus_per_worker, connect=connect, progress=progress,
+    )  # fmt: skip
+    return {"rows": rows, "rejected": rejected, "out": out}
+
+
+def run_parts(
+    plan: Plan,
+    source: Source,
+    data: Data,
+    output: Output,
+    answer: Callable[[Part], PartResult],
+    *,
+    worker: type[Any],
+    bundle: Path | str,
+    distributed: bool,
+    workers: int | None = None,
+    cpus: float = 1,
+    gpus: float = 0,
+    connect: Connect = nullcontext,
+    progress: Progress | None = None,
+) -> tuple[int, int]:
+    """Answer the parts of a source that the output does not have yet; rows answered and put aside, all in all.
+
+    answer: in this process; worker: the actor that does it on Ray, made with `plan`, `files` and `threads`.
+    """
     skip = frozenset(output.done())
-    distributed = needs_ray(data, workers)
     try:
         with connect() if distributed else nullcontext():
             if distributed:
-                parts = _over_ray(plan, source, data, bundle, skip, output.ordered, workers, cpus_per_worker, gpus_per_worker)
+                parts = _over_ray(plan, source, data, bundle, skip, output.ordered, worker, workers, cpus, gpus)
             else:
-                parts = (predict_part(predictor, plan, part) for part in read_parts(source, plan, skip))
+                parts = (answer(part) for part in read_parts(source, plan, skip))
             rows, rejected = _write(output, parts, source.count(), progress)
         output.finish()
     except BaseException:
         output.abandon()
         raise
-    return {"rows": rows, "rejected": rejected, "out": out}
+    return rows, rejected
 
 
 def _write(output: Output, parts: Iterator[PartResult], total: int | None, progress: Progress | None) -> tuple[int, int]:
@@ -140,11 +167,15 @@ class Worker:
         self._plan, self._predictor = plan, loaded(files, threads, "seekray.predictor:Predictor")
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One row {index, first, malformed, table} to one row of `result_row`."""
-        (row,) = batch.select(["index", "first", "malformed"]).to_pylist()
-        table = pa.ipc.open_stream(batch.column("table")[0].as_buffer()).read_all()
-        part = Part(row["index"], row["first"], json.loads(row["malformed"]), table)
-        return result_row(predict_part(self._predictor, self._plan, part))
+        """One row of a part to one row of `result_row`."""
+        return result_row(predict_part(self._predictor, self._plan, part_of(batch)))
+
+
+def part_of(batch: pa.Table) -> Part:
+    """The part that travelled as one row {index, first, malformed, table}."""
+    (row,) = batch.select(["index", "first", "malformed"]).to_pylist()
+    table = pa.ipc.open_stream(batch.column("table")[0].as_buffer()).read_all()
+    return Part(row["index"], row["first"], json.loads(row["malformed"]), table)
 
 
 def _over_ray(
@@ -154,6 +185,7 @@ def _over_ray(
     bundle: Path | str,
     skip: frozenset[int],
     ordered: bool,
+    worker: type[Any],
     workers: int | None,
     cpus: float,
     gpus: float,
@@ -173,4 +205,4 @@ def _over_ray(
             yield pa.table(numbers | {"table": cell(encode(part.table, "ipc"))})
 
     local = not source.paths or isinstance(filesystem(data.source)[0], LocalFileSystem)
-    return over_ray(read, Worker, {"plan": plan}, bundle, ordered=ordered, local=local, workers=workers, cpus=cpus, gpus=gpus)
+    return over_ray(read, worker, {"plan": plan}, bundle, ordered=ordered, local=local, workers=workers, cpus=cpus, gpus=gpus)

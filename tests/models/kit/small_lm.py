@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from seekray.models.transformer import Transformer, TransformerConfig
@@ -42,3 +44,25 @@ class Bytes:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, the end left out."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+def write_bundle(folder: Path, **model: Any) -> Path:
+    """A bundle of a model of bytes with random weights."""
+    from seekray import bundle
+    from seekray.data.features import Feature
+    from seekray.data.text_schema import TextSchema
+    from seekray.data.tokenizer import train
+    from seekray.generator import open_model
+    from seekray.storage import Storage
+
+    tokenizer = train("byte", [], 0, "<|end|>")
+    net = small(**{"vocab_size": tokenizer.size, "context_length": 96} | model)
+    schema = TextSchema(tokenizer, "pretrain", tokenizer.size, net.config.context_length, (Feature("text", "text", "once"),))
+    info = {
+        "name": "small", "family": "lm", "task": "pretrain", "model": net.config.model_dump(), "serve": {}, "fingerprint": {},
+        "metrics": {}, "intervals": {},
+    }  # fmt: skip
+    tensors = {f"lm/{name}": value for name, value in net.state_dict().items()}
+    sample = open_model(info, schema, tensors).examples(pa.table({"text": ["abc"]}))  # type: ignore[union-attr]
+    bundle.write(Storage(str(folder)), "bundle", info, schema, tensors, sample)
+    return folder / "bundle"
