@@ -34,7 +34,7 @@ MEASURED = {"digits", "breast-cancer", "wine", "diabetes"}
 SMALLER = {
     "lm": [
         "model.hidden_size=16", "model.num_layers=1", "model.num_heads=2", "model.context_length=64", "training.batch_size=256",
-        "model.init_from=null",
+        "model.init_from=null", "model.lora=null",
     ],
 }  # fmt: skip
 examples = pytest.mark.parametrize("file", EXAMPLES, ids=lambda f: f.stem)

@@ -10,10 +10,9 @@ from typing import Any
 
 from seekray import evaluation, plots
 from seekray.data.options import Data
-from seekray.data.sources import open_source
+from seekray.generator import load_model
 from seekray.log import configure
 from seekray.model_ref import resolve
-from seekray.predictor import Predictor
 from seekray.settings import settings
 from seekray_jobs.driver import exit_with
 
@@ -27,12 +26,12 @@ def run(
     """
     configure()
     first = resolve(model, settings())
-    predictor = Predictor.load(first.bundle)
-    table = open_source(Data(source=data).like_training(predictor.info.get("reading"))).table()
-    done = evaluation.evaluate(predictor, table, by=by)
+    opened = load_model(first.bundle)
+    table = evaluation.read(opened, Data(source=data).like_training(opened.info.get("reading")))
+    done = evaluation.evaluate(opened, table, by=by)
     found = {"model": first.name, "version": first.version, "data": data} | done.as_json()
     if compare is not None:
-        second = evaluation.evaluate(Predictor.load(resolve(compare, settings()).bundle), table, resamples=0)
+        second = evaluation.evaluate(load_model(resolve(compare, settings()).bundle), table, resamples=0)
         found["comparison"] = {"a": model, "b": compare, "metrics": evaluation.compare(done, second)}
     if out is not None:
         found["plots"] = [str(p) for p in plots.result(done, out)]

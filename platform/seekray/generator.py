@@ -115,6 +115,12 @@ class Generator:
         return {"requests": requests, "answers": [json_rows(self.generate(**r)) for r in requests]}
 
 
+def load_model(folder: Path | str, **how: Any) -> Predictor | Generator:
+    """A bundle as what it is: a predictor where something is predicted, else a generator. Arguments as those of `load`."""
+    bundle = bundles.load(Path(folder))
+    return (Predictor if bundle.schema.targets else Generator).load(folder, **how)
+
+
 def json_rows(table: pa.Table) -> list[dict[str, Any]]:
     """Rows of a generated table as JSON values."""
     return [{name: json_value(value) for name, value in row.items()} for row in table.to_pylist()]

@@ -68,8 +68,10 @@ def with_base(experiment: Experiment, where: Settings) -> Experiment:
         raise ConfigError(
             f"model.init_from: {reference} is of the family {info['family']}, not {experiment.family}", field="model.init_from"
         )
+    Config = get_family(experiment.family).Config
     given = experiment.model.model_dump(exclude_unset=True) | {"init_from": str(folder)}
-    model = get_family(experiment.family).Config.model_validate(info["model"] | given)
+    taken = {name: value for name, value in info["model"].items() if name not in Config.own}
+    model = Config.model_validate(taken | given)
     return experiment.model_copy(update={"model": model})
 
 

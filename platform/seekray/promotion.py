@@ -9,10 +9,9 @@ from typing import Any
 from seekray.bundle import load as load_bundle
 from seekray.config import Experiment
 from seekray.data.options import Data
-from seekray.data.sources import open_source
 from seekray.errors import GateError, SeekrayError, UserError
-from seekray.evaluation import evaluate
-from seekray.predictor import Predictor
+from seekray.evaluation import evaluate, read
+from seekray.generator import load_model
 from seekray.settings import Settings
 from seekray.storage import Storage
 from seekray.tracking import registry
@@ -20,8 +19,9 @@ from seekray.tracking.artifacts import version_bundle
 
 METRICS = {
     "classification": "accuracy", "regression": "r2", "multilabel": "macro_f1", "labelling": "accuracy", "forecast": "mae",
+    "pretrain": "loss", "finetune": "loss", "classify": "accuracy",
 }  # fmt: skip
-LOWER_IS_BETTER = ("loss", "mae", "rmse", "error")
+LOWER_IS_BETTER = ("loss", "mae", "rmse", "error", "perplexity", "bits_per_byte")
 
 
 def promote(
@@ -102,7 +102,7 @@ def compare(
         what = "the held-out rows of both runs"
     else:
         table, what = _rows(folders[0], candidate, data, where)
-        values = [evaluate(Predictor.load(f), table, resamples=0).metrics.get(metric) for f in folders]
+        values = [evaluate(load_model(f), table, resamples=0).metrics.get(metric) for f in folders]
     if values[0] is None or values[1] is None:
         raise UserError(f"metric {metric!r} is not known for both; there are: {', '.join(candidate['metrics'])}")
     worse = values[0] - values[1] if metric.endswith(LOWER_IS_BETTER) else values[1] - values[0]
@@ -112,7 +112,7 @@ def compare(
 def _rows(folder: Path, candidate: dict[str, Any], data: str | None, where: Settings) -> tuple[Any, str]:
     if data is not None:
         reading = json.loads((folder / "bundle.json").read_bytes()).get("reading")
-        return open_source(Data(source=data).like_training(reading)).table(None), data
+        return read(load_model(folder), Data(source=data).like_training(reading)), data
     try:
         stored = Storage(where.storage).child("runs").read_json(f"{candidate['run_id']}/experiment.json")
         prepared = Experiment.model_validate(stored).prepare()

@@ -14,6 +14,8 @@ from seekray.data.prepare import Prepared
 from seekray.data.values import json_value
 from seekray.evaluation import Evaluation, evaluate
 from seekray.generator import Generator, open_model
+from seekray.models import get_family
+from seekray.models.family import Released
 from seekray.predictor import Predictor
 from seekray.storage import Storage
 
@@ -36,18 +38,21 @@ def conclude(
     experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, checkpoint: Checkpoint, tracker: Tracker
 ) -> Concluded:
     """Evaluate the best weights, write the bundle, log plots and card."""
+    config, weights = experiment.model, checkpoint.group("best") or checkpoint.group("weights")
+    family = get_family(experiment.family)
+    if isinstance(family, Released):
+        config, weights = family.release(config, weights)
     info: dict[str, Any] = {
         "name": experiment.name,
         "run_id": run_id,
         "family": experiment.family,
         "task": experiment.task,
-        "model": experiment.as_json()["model"],
+        "model": config.model_dump(mode="json"),
         "serve": experiment.as_json()["serve"],
         "fingerprint": prepared.fingerprint,
         "reading": prepared.reading,
         "held_out": prepared.held_out_name,
     }
-    weights = checkpoint.group("best") or checkpoint.group("weights")
     model = open_model(info, prepared.schema, weights)
     evaluation = evaluate(model, prepared.held_out, by=experiment.report.by, training=prepared.training_rows)
     info |= {"metrics": evaluation.metrics, "intervals": evaluation.intervals}

@@ -64,6 +64,10 @@ def read_base(folder: str) -> Base:
         ) from error
     template = files[TEMPLATE].decode() if TEMPLATE in files else None
     weights = load_file(bundle / "model.safetensors")
+    if adapters := info["model"].get("lora"):
+        from seekray.models.lora import LoraConfig, merged
+
+        weights = merged(weights, LoraConfig.model_validate(adapters))
     return Base(tokenizer, schema["vocab_size"], template, schema["format"], weights, manifest)
 
 

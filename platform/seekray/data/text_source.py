@@ -38,7 +38,7 @@ def pieces(data: Data) -> Iterator[Piece]:
 
     Raises DataError with the file or row that cannot be read.
     """
-    paths = _text_files(data.source)
+    paths = text_files(data.source)
     if paths is None:
         yield from _rows(data)
         return
@@ -47,7 +47,7 @@ def pieces(data: Data) -> Iterator[Piece]:
         yield from _file(files, path)
 
 
-def _text_files(source: str) -> list[str] | None:
+def text_files(source: str) -> list[str] | None:
     """Paths of the text files that a source is made of; None where it is anything else."""
     if source.startswith("sample:"):
         return None

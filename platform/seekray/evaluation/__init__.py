@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from seekray.data.framing import framed_rows
+from seekray.data.options import Data
+from seekray.data.sources import open_source
 from seekray.evaluation.result import Evaluation, as_text
 from seekray.evaluation.rows import compare
 
@@ -22,7 +24,14 @@ EVALUATORS = {
     "labelling": "labelling", "forecast": "forecast",
 }  # fmt: skip
 
-__all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate"]
+__all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate", "read"]
+
+
+def read(model: Predictor | Generator, data: Data) -> pa.Table:
+    """Held-out data as the task's `evaluate` takes it: all columns of a source, or text files as texts. Raises DataError."""
+    module = importlib.import_module(f"{__name__}.{EVALUATORS.get(model.task, 'rows')}")
+    own: Callable[[Any, Data], pa.Table] | None = getattr(module, "read", None)
+    return own(model, data) if own else open_source(data).table()
 
 
 def evaluate(

@@ -6,17 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from seekray.data.columns import missing_column
+from seekray.data.options import Data
 from seekray.data.passages import IGNORED
+from seekray.data.sources import open_source
+from seekray.data.text_source import pieces, text_files
 from seekray.errors import DataError
 from seekray.evaluation.result import Evaluation
 from seekray.models.lm import text_metrics, token_losses
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from seekray.data.text_schema import TextSchema
     from seekray.generator import Generator
 
@@ -24,6 +26,19 @@ BATCH_TOKENS = 16_384
 ANSWERED = 1000  # prompts that are answered, the first
 ANSWER_TOKENS = 128
 SHOWN = 10
+
+
+def read(model: Generator, data: Data) -> pa.Table:
+    """Texts of .txt files, or the columns of anything else. Raises DataError."""
+    texts, held = [], []
+    if text_files(data.source) is None:
+        return open_source(data).table()
+    for piece in pieces(data):
+        held.append(piece.text)
+        if piece.ends:
+            texts.append("".join(held))
+            held = []
+    return pa.table({model.schema.column: texts})  # type: ignore[attr-defined]
 
 
 def evaluate(model: Generator, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0) -> Evaluation:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class ModelConfig(BaseModel):
     """Base of the families' configs: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    # Of a model that another starts from (`init_from`), what is not taken.
+    own: ClassVar[frozenset[str]] = frozenset({"init_from"})
 
 
 class StepSession(Protocol):
@@ -101,6 +103,14 @@ class Family(Protocol):
 
     def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
         """Outputs (B, C) of rows: logits, or standardised values for regression."""
+
+
+@runtime_checkable
+class Released(Protocol):
+    """A family whose bundle has other weights than the training: adapters that are merged, say."""
+
+    def release(self, config: Any, tensors: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+        """The config and `module/key` weights of the bundle."""
 
 
 class Generative(Family, Protocol):

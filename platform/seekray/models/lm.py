@@ -23,6 +23,7 @@ from seekray.data.token_batches import text_batches
 from seekray.metrics import quick_metrics
 from seekray.models import texts
 from seekray.models.family import ModelConfig, Modules, StepSession
+from seekray.models.lora import LoraConfig, add_adapters, merged
 from seekray.models.optimizers import make_optimizer
 from seekray.models.texts import TextRequest
 from seekray.models.transformer import Transformer, TransformerConfig
@@ -39,7 +40,9 @@ class LmConfig(TransformerConfig):
     init_from: str | None = Field(
         None, description="a MODEL whose weights, shape and tokenizer are taken; null: random weights"
     )
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters alone, the rest stays as it is; needs init_from")
     checkpointing: bool = Field(False, description="recompute activations in the backward pass: slower, with less memory")
+    own: ClassVar[frozenset[str]] = frozenset({"init_from", "lora", "checkpointing"})
 
 
 class Lm:
@@ -60,6 +63,8 @@ class Lm:
             raise ValueError(f"data.target is for classify; {task} learns the text itself (data.text.column, prompt, response)")
         if task == "pretrain" and pairs:
             raise ValueError("data.text.prompt and response are for task: finetune")
+        if config.lora and not config.init_from:
+            raise ValueError("model.lora adapts a model that is there: it needs model.init_from")
         if data.features:
             raise ValueError("data.features is for tables; lm reads data.text.column")
 
@@ -72,6 +77,8 @@ class Lm:
     def build(self, config: LmConfig, schema: TextSchema) -> Modules:
         network = Transformer(config, schema.vocab_size)
         network.checkpointing = config.checkpointing
+        if config.lora:
+            add_adapters(network, config.lora)
         modules: Modules = {"lm": network}
         if schema.classes:
             network.head = None  # of no use: it would have no gradients
@@ -118,6 +125,11 @@ class Lm:
         total, tokens = float(rows["loss"].double().sum()), max(1, int(rows["tokens"].sum()))
         text_bytes = float(rows["bytes"].double().sum()) if "bytes" in rows else 0.0
         return text_metrics(total, tokens, text_bytes)
+
+    def release(self, config: LmConfig, tensors: dict[str, Tensor]) -> tuple[LmConfig, dict[str, Tensor]]:
+        if config.lora is None or not config.lora.merge:
+            return config, tensors
+        return config.model_copy(update={"lora": None}), merged(tensors, config.lora)
 
     def objective(self, task: str) -> tuple[str, bool]:
         return ("loss", False)

@@ -83,7 +83,7 @@ def run_here(
     run = Storage(str(folder))
     checkpoints = Checkpoints(run)
     where = session(given.training, run, listener=listen or Listen(), resume_from=checkpoints.latest())
-    loop.run(given, where, prepared.schema, prepared.train, prepared.validation)
+    loop.run(given, where, prepared.schema, prepared.train, prepared.validation, prepared.initial)
     last = checkpoints.latest()
     assert last is not None
     return last
