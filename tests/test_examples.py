@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,8 +55,30 @@ def _pictures(folder: Path) -> Path:
     return folder / "digits.parquet"
 
 
+def _questions(folder: Path) -> Path:
+    """What `examples/questions.py` writes."""
+    subprocess.run(
+        [sys.executable, ROOT / "examples" / "questions.py", folder / "questions.jsonl"], check=True, capture_output=True
+    )
+    return folder / "questions.jsonl"
+
+
+def _phrases(folder: Path) -> Path:
+    """A few texts of programs with German translations."""
+    pairs = [("Open File", "Datei öffnen"), ("Close", "Schließen"), ("Save As", "Speichern unter"), ("Print", "Drucken")]
+    rows = [{"english": f"{e} {n}", "translation": f"{t} {n}", "package": "none"} for n in range(20) for e, t in pairs]
+    (folder / "phrases.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder / "phrases.jsonl"
+
+
 # Data of the same form for examples whose own a script fetches.
-STAND_INS: dict[str, Callable[[Path], Path]] = {"mnist": _pictures}
+STAND_INS: dict[str, Callable[[Path], Path]] = {
+    "mnist": _pictures,
+    "lm-finetune-qa": _questions,
+    "lm-lora": _questions,
+    "lm-classify": _questions,
+    "lm-translate": _phrases,
+}
 
 
 class Silent:

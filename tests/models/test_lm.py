@@ -175,7 +175,9 @@ class TestStartingFromAModel:
         done = conclude(experiment, "0" * 12, Storage(str(tmp_path)), prepared, last, Tracker(Storage(str(tmp_path)), "t"))
         plain = Generator.load(tmp_path / done.bundle)
         assert plain.info["model"]["lora"] is None
-        apart = open_model({"name": "t", "family": "lm", "model": experiment.as_json()["model"]}, prepared.schema, last.group("best"))
+        apart = open_model(
+            {"name": "t", "family": "lm", "model": experiment.as_json()["model"]}, prepared.schema, last.group("best")
+        )
         tokens = torch.randint(0, 200, (3, 12))
         with torch.no_grad():
             a, b = (m.modules["lm"](tokens) for m in (plain, apart))
