@@ -71,9 +71,11 @@ def _phrases(folder: Path) -> Path:
     return folder / "phrases.jsonl"
 
 
-# Data of the same form for examples whose own a script fetches.
+# Data of the same form for examples whose own a script makes or fetches, or is large.
 STAND_INS: dict[str, Callable[[Path], Path]] = {
     "mnist": _pictures,
+    "lm-pretrain": _manual,
+    "lm-source": _manual,
     "lm-finetune-qa": _questions,
     "lm-lora": _questions,
     "lm-classify": _questions,

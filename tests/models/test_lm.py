@@ -182,7 +182,7 @@ class TestStartingFromAModel:
         with torch.no_grad():
             a, b = (m.modules["lm"](tokens) for m in (plain, apart))
         assert torch.allclose(a, b, atol=1e-5)
-        with pytest.raises(ValueError, match="needs model.init_from"):
+        with pytest.raises(ValueError, match="it needs model"):
             given(tmp_path, model={"lora": {}})
 
     def test_adapters_kept_apart_are_merged_by_who_starts_from_them(self, base: Path, tmp_path: Path) -> None:
