@@ -57,10 +57,16 @@ def _pictures(folder: Path) -> Path:
 
 def _questions(folder: Path) -> Path:
     """What `examples/questions.py` writes."""
-    subprocess.run(
-        [sys.executable, ROOT / "examples" / "questions.py", folder / "questions.jsonl"], check=True, capture_output=True
-    )
-    return folder / "questions.jsonl"
+    out = folder / "questions.jsonl"
+    subprocess.run([sys.executable, ROOT / "examples" / "questions.py", out], check=True, capture_output=True)
+    return out
+
+
+def _manual(folder: Path) -> Path:
+    """The beginning of sample:pydocs."""
+    texts = open_source(Data(source="sample:pydocs")).table()["text"].to_pylist()
+    (folder / "manual.txt").write_text("\n\n".join(texts)[:20_000])
+    return folder / "manual.txt"
 
 
 def _phrases(folder: Path) -> Path:
