@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("data", "training", "startup", "serving", "batch_predict", "quality", "quality_images", "init_defaults", "generation")
+ALL = (
+    "data", "training", "training_lm", "startup", "serving", "batch_predict", "quality", "quality_images", "quality_lm",
+    "init_defaults", "generation",
+)  # fmt: skip
 
 
 def main() -> int:

@@ -201,14 +201,14 @@ def _seconds(scores: Scores) -> str:
     return f"{mean:.2f} s" if mean >= 0.01 else "< 0.01 s"
 
 
-def write(section: str, page: Path = PAGE) -> None:
+def write(section: str, page: Path = PAGE, *, marker: str = "quality") -> None:
     """Put the section between the page's markers."""
     text = page.read_text()
-    before, marker, rest = text.partition("<!-- quality -->\n")
-    _, end, after = rest.partition("<!-- /quality -->")
-    if not (marker and end):
-        raise SystemExit(f"{page} has no <!-- quality --> and <!-- /quality --> lines")
-    page.write_text(f"{before}{marker}\n{section}\n\n{end}{after}")
+    before, begin, rest = text.partition(f"<!-- {marker} -->\n")
+    _, end, after = rest.partition(f"<!-- /{marker} -->")
+    if not (begin and end):
+        raise SystemExit(f"{page} has no <!-- {marker} --> and <!-- /{marker} --> lines")
+    page.write_text(f"{before}{begin}\n{section}\n\n{end}{after}")
 
 
 def main(arguments: Sequence[str]) -> int:

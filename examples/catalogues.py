@@ -17,8 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-PACKAGES = ("coreutils", "bash", "tar", "sed", "grep", "diffutils", "findutils", "wget", "nano-tiny", "nano", "gettext", "make",
-            "util-linux-locales", "gtk2.0-common", "libglib2.0-data", "libgtk-3-common", "aptitude-common", "vim-runtime")  # fmt: skip
+PACKAGES = (
+    "coreutils", "bash", "tar", "sed", "grep", "diffutils", "findutils", "wget", "nano", "gettext", "make",
+    "util-linux-locales", "gtk2.0-common", "libglib2.0-data", "libgtk-3-common", "aptitude-common",
+)  # fmt: skip
 LONGEST = 80  # characters of a text; longer ones are usage pages
 
 

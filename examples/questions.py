@@ -2,8 +2,8 @@
 
     python examples/questions.py [OUT]        (default: questions.jsonl)
 
-Writes a row a question: prompt, response, the attribute that is asked for, and `part`: `test` and `validation` have each a wording
-that no training row has, for every fact; so a right answer to them needs the fact and not the sentence.
+Writes a row a question: prompt, response, the attribute that is asked for, and `part`: `test` and `validation` have each
+a wording that no training row has, for every fact; so a right answer to them needs the fact and not the sentence.
 """
 
 from __future__ import annotations
