@@ -18,10 +18,11 @@ from seekray.config import Experiment
 from seekray.data.passages import IGNORED
 from seekray.errors import ConfigError, DataError
 from seekray.evaluation import evaluate, read
-from seekray.generator import Generator, load_model, open_model
+from seekray.generator import Generator, json_rows, load_model, open_model
 from seekray.model_ref import with_base
 from seekray.models import get_family
 from seekray.models.lm import token_losses
+from seekray.models.lora import LoraLinear, without_adapters
 from seekray.report import conclude
 from seekray.settings import read_settings
 from seekray.storage import Storage
@@ -191,6 +192,9 @@ class TestStartingFromAModel:
         kept, _ = bundle(experiment, tmp_path / "run")
         model = load_model(kept)
         assert model.info["model"]["lora"]["rank"] == 2
+        assert [json_rows(model.generate(**r)) for r in model.sample["requests"]] == model.sample["answers"]
+        merged = without_adapters(model.modules["lm"])
+        assert not any(isinstance(m, LoraLinear) for m in merged.modules())
         own = Experiment.model_validate(given(tmp_path).as_json() | {"model": {"init_from": str(kept)}})
         started = with_base(own, read_settings({"SEEKRAY_HOME": str(tmp_path)}))
         assert started.model.lora is None
@@ -199,7 +203,9 @@ class TestStartingFromAModel:
         load_initial(modules, initial)
         tokens = torch.randint(0, 200, (2, 9))
         with torch.no_grad():
-            assert torch.allclose(modules["lm"].eval()(tokens), model.modules["lm"](tokens), atol=1e-5)
+            adapted = model.modules["lm"](tokens)
+            assert torch.allclose(modules["lm"].eval()(tokens), adapted, atol=1e-5)
+            assert torch.allclose(merged(tokens), adapted, atol=1e-5)
 
     def test_a_classifier_starts_from_a_language_model(self, base: Path, tmp_path: Path) -> None:
         experiment = given(tmp_path, "classify", model={"init_from": str(base)}, training={"epochs": 6})

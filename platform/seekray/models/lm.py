@@ -23,7 +23,7 @@ from seekray.data.token_batches import text_batches
 from seekray.metrics import quick_metrics
 from seekray.models import texts
 from seekray.models.family import ModelConfig, Modules, StepSession
-from seekray.models.lora import LoraConfig, add_adapters, merged
+from seekray.models.lora import LoraConfig, add_adapters, merged, without_adapters
 from seekray.models.optimizers import make_optimizer
 from seekray.models.texts import TextRequest
 from seekray.models.transformer import Transformer, TransformerConfig
@@ -154,12 +154,12 @@ class Lm:
 
     def generate(self, modules: Modules, schema: TextSchema, request: TextRequest) -> pa.Table:
         """A row a text, see `texts.table`."""
-        return texts.table(modules["lm"], schema.tokenizer, request, encoded(schema, request))  # type: ignore[arg-type]
+        return texts.table(without_adapters(modules["lm"]), schema.tokenizer, request, encoded(schema, request))  # type: ignore[arg-type]
 
     def stream(self, modules: Modules, schema: TextSchema, request: TextRequest) -> Iterator[texts.Piece]:
         """Every token of every text, as it is made."""
         wanted = texts.jobs(request, encoded(schema, request), schema.context_length)
-        return texts.stream(modules["lm"], schema.tokenizer, wanted)  # type: ignore[arg-type]
+        return texts.stream(without_adapters(modules["lm"]), schema.tokenizer, wanted)  # type: ignore[arg-type]
 
     def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
         """Of the token after each one, (B, T) -> (B, T, V)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -54,6 +55,24 @@ def add_adapters(module: nn.Module, config: LoraConfig) -> nn.Module:
     if missing:
         raise ValueError(f"model.lora.targets: there is no linear layer {', '.join(sorted(missing))}")
     return module
+
+
+def without_adapters(module: nn.Module) -> nn.Module:
+    """The module itself where it has no adapters, else a copy with them added to its weights, made once; not for training."""
+    if not any(isinstance(layer, LoraLinear) for layer in module.modules()):
+        return module
+    kept: nn.Module | None = module.__dict__.get("_merged")
+    if kept is None:
+        kept = copy.deepcopy(module)
+        for name, layer in list(kept.named_modules()):
+            if isinstance(layer, LoraLinear):
+                plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+                plain.weight, plain.bias = layer.weight, layer.bias
+                plain.weight.data = layer.weight + layer.lora_b @ layer.lora_a * layer.scale
+                parent, _, own = name.rpartition(".")
+                setattr(kept.get_submodule(parent), own, plain)
+        module.__dict__["_merged"] = kept
+    return kept
 
 
 def merged(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
