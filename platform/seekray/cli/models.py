@@ -1,4 +1,4 @@
-"""models list, show, promote, rollback, export."""
+"""models list, show, promote, rollback, export, import."""
 
 from __future__ import annotations
 
@@ -83,18 +83,45 @@ def rollback(name: Name, alias: Alias = "champion", json: Json = False) -> None:
 
 @app.command(epilog=example("seekray models export digits@champion --out digits-bundle"))
 def export(
-    model: Model, folder: Annotated[Path, typer.Option("--out", help="The folder to write.")], json: Json = False
+    model: Model,
+    folder: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="bundle, or huggingface: a folder for transformers.")] = "bundle",
+    json: Json = False,
 ) -> None:
-    """Copy a model's bundle to a folder."""
+    """Copy a model's bundle to a folder, or write its weights and tokenizer as Hugging Face's LlamaForCausalLM."""
     import shutil
 
     from seekray.errors import UserError
     from seekray.model_ref import resolve
     from seekray.settings import settings
 
+    if form not in ("bundle", "huggingface"):
+        raise UserError(f"--format: {form!r} given, expected bundle or huggingface", field="format")
     found = resolve(model, settings())
     if folder.exists():
         raise UserError(f"{folder} is there already; give a new folder with --out")
-    shutil.copytree(found.bundle, folder)
-    answer = {"name": found.name, "version": found.version, "bundle": str(folder)}
+    if form == "huggingface":
+        from seekray.huggingface import write_folder
+
+        write_folder(found.bundle, folder)
+    else:
+        shutil.copytree(found.bundle, folder)
+    answer = {"name": found.name, "version": found.version, form if form == "huggingface" else "bundle": str(folder)}
     out(answer, json, lambda: f"{found.name} → {folder}")
+
+
+@app.command("import", epilog=example("seekray models import ./llama --name chat"))
+def import_(
+    folder: Annotated[Path, typer.Argument(help="A folder of a LlamaForCausalLM: config.json, tokenizer.json, safetensors.")],
+    name: Annotated[str, typer.Option(help="The registered model that it becomes a version of.")],
+    json: Json = False,
+) -> None:
+    """Register a Hugging Face folder as a model that can be fine-tuned (model.init_from), served and evaluated."""
+    import dataclasses
+
+    from seekray.model_import import import_huggingface
+    from seekray.settings import settings
+
+    done = import_huggingface(folder, name, settings())
+    version = f"version {done.version}" if done.version else "registered when the server is reached: seekray sync"
+    out(dataclasses.asdict(done), json, lambda: f"{folder} → {name}, {version}\n{done.bundle}")

@@ -42,6 +42,7 @@ class Base:
     vocab_size: int
     chat_template: str | None
     format: str
+    first_token: str | None
     weights: dict[str, Tensor]
     hash: str
 
@@ -68,7 +69,7 @@ def read_base(folder: str) -> Base:
         from seekray.models.lora import LoraConfig, merged
 
         weights = merged(weights, LoraConfig.model_validate(adapters))
-    return Base(tokenizer, schema["vocab_size"], template, schema["format"], weights, manifest)
+    return Base(tokenizer, schema["vocab_size"], template, schema["format"], schema.get("first_token"), weights, manifest)
 
 
 def prepare_lm(data: Data, task: str, context: int, vocab_size: int, init_from: str | None) -> Prepared:
@@ -91,6 +92,7 @@ def prepare_lm(data: Data, task: str, context: int, vocab_size: int, init_from: 
         features=(Feature(options.column, "text", example),),
         chat_template=_template(options, base),
         rows=found.documents,
+        first_token=base.first_token if base else None,
     )
     return Prepared(
         schema=schema,
@@ -205,6 +207,7 @@ def _from_table(data: Data, options: TextOptions, task: str, context: int, vocab
         chat_template=None if task == "classify" else _template(options, base),
         answers=_answers(data, training) if task == "classify" else None,
         rows=len(training),
+        first_token=base.first_token if base else None,
     )
     encode = _labelled if task == "classify" else _pairs
     cut = 0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-PLAIN = ("task", "vocab_size", "context_length", "response", "format", "rows")
+PLAIN = ("task", "vocab_size", "context_length", "response", "format", "rows", "first_token")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class TextSchema:
 
     task: pretrain or finetune, which generate, or classification. vocab_size: of the model, at least the tokenizer's.
     context_length: tokens that are read; of a longer text to classify, the first. format, chat_template: what a
-    prompt becomes; response: the column of answers. answers: see FeatureSchema, which owns the classes.
+    prompt becomes; response: the column of answers. answers: see FeatureSchema, which owns the classes. first_token: what
+    texts begin with, null being the end token (which is between the documents of training) and "" nothing.
     """
 
     tokenizer: Tokenizer
@@ -44,6 +45,12 @@ class TextSchema:
     chat_template: str | None = None
     answers: FeatureSchema | None = None
     rows: int = 0
+    first_token: str | None = None
+
+    @property
+    def first_id(self) -> int | None:
+        """Of the token that texts begin with."""
+        return self.tokenizer.end if self.first_token is None else self.tokenizer.id_of(self.first_token)
 
     @property
     def column(self) -> str:
@@ -103,9 +110,11 @@ class TextSchema:
             raise DataError(f"the chat template cannot format these messages: {error}") from error
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Ids of prompts, after the end token that documents begin with."""
+        """Ids of prompts, after the token that texts begin with; never none."""
         special = self.chat_template is not None
-        return [[self.tokenizer.end, *ids] for ids in self.tokenizer.encode([self.prompt(p) for p in prompts], special=special)]
+        first = [] if self.first_id is None else [self.first_id]
+        encoded = self.tokenizer.encode([self.prompt(p) for p in prompts], special=special)
+        return [[*first, *ids] or [self.tokenizer.end] for ids in encoded]
 
     def texts(self, columns: Any) -> list[str]:
         """The column of texts, null being an empty one. Raises DataError."""

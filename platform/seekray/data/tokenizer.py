@@ -52,6 +52,15 @@ class Tokenizer:
         """The text of ids; the end token and other special ones are left out."""
         return str(self._library.decode(list(ids), skip_special_tokens=True))
 
+    def token_of(self, number: int) -> str:
+        """The token of an id."""
+        return str(self._library.id_to_token(number))
+
+    def first_token(self) -> str:
+        """What a `tokenizer.json` from elsewhere puts before a text; "" where it is nothing."""
+        ids = self._library.encode("").ids
+        return self.token_of(ids[0]) if ids and ids[0] != self.end else ""
+
     def id_of(self, token: str) -> int | None:
         """The id of one token, None where there is no such token."""
         found = self._library.token_to_id(token)
