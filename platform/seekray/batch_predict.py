@@ -24,7 +24,7 @@ from seekray.data.framing import framed_source
 from seekray.data.options import Data
 from seekray.data.source import Source
 from seekray.data.sources import open_source
-from seekray.errors import DataError
+from seekray.errors import DataError, UserError
 from seekray.storage import filesystem
 
 Connect = Callable[[], AbstractContextManager[Any]]
@@ -66,6 +66,8 @@ def predict(
     from seekray.predictor import Predictor
 
     predictor = Predictor.load(bundle)
+    if not predictor.schema.targets:
+        raise UserError(f"{predictor.name} predicts nothing, it makes {predictor.task}; ask it with `seekray generate`")
     # A record that is no row is put aside like a row that cannot be predicted.
     data = data.like_training(predictor.info.get("reading")).model_copy(update={"on_bad_row": "skip"})
     source = framed_source(open_source(data), getattr(predictor.schema, "frame", None))

@@ -20,8 +20,9 @@ from seekray.tracking.artifacts import version_bundle
 METRICS = {
     "classification": "accuracy", "regression": "r2", "multilabel": "macro_f1", "labelling": "accuracy", "forecast": "mae",
     "pretrain": "loss", "finetune": "loss", "classify": "accuracy",
+    "rows": "detector_auc", "images": "frechet_distance", "texts": "copies",
 }  # fmt: skip
-LOWER_IS_BETTER = ("loss", "mae", "rmse", "error", "perplexity", "bits_per_byte")
+LOWER_IS_BETTER = ("loss", "mae", "rmse", "error", "perplexity", "bits_per_byte", "distance", "copies", "detector_auc")
 
 
 def promote(
@@ -74,11 +75,12 @@ def verify_once(name: str, entry: dict[str, Any], where: Settings) -> None:
     """Run the doors that need no server on the bundle's own sample, once a bundle. Raises GateError where they differ."""
     if (entry["verified"] or {}).get("bundle") == entry["bundle"]:
         return
-    from seekray.verify import local_doors, verify
+    from seekray.verify import generator_doors, local_doors, verify
 
     folder = version_bundle(entry, where)
-    rows = load_bundle(folder).sample["rows"]
-    found = verify(local_doors(folder), rows)
+    sample = load_bundle(folder).sample
+    made = "requests" in sample
+    found = verify(generator_doors(folder) if made else local_doors(folder), sample["requests" if made else "rows"])
     if not found["passed"]:
         raise GateError(f"{name}/{entry['version']} answers differently through its doors: {first_mismatch(found)}")
     result = {"bundle": entry["bundle"], "passed": True, "doors": [d["door"] for d in found["doors"]]}

@@ -43,11 +43,12 @@ class TrainResult:
     metrics: dict[str, float]
     tracked: bool = True
     plots: list[str] = field(default_factory=list)
+    predicts: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """The command line's document."""
         out = asdict(self)
-        del out["tracked"], out["plots"]
+        del out["tracked"], out["plots"], out["predicts"]
         return out
 
 
@@ -160,6 +161,7 @@ def _train(
         version=sent.version if sent else None,
         metrics=done.metrics,
         tracked=sent is not None and sent.remaining == 0,
+        predicts=bool(prepared.schema.targets),
         plots=[str(local / "plots" / name) for name in run.list("plots")] if local else [],
     )
 

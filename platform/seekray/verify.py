@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from seekray.data.schema import Prediction, Schema
 
 Rows = Sequence[Mapping[str, Any]]
-Door = Callable[[list[dict[str, Any]]], "Prediction"]
+
+
+class Answers(Protocol):
+    """What a door gives back: columns of equal length."""
+
+    def columns(self) -> dict[str, list[Any]]: ...
+
+
+Door = Callable[[list[dict[str, Any]]], Answers]
 TOLERANCE = 1e-6
 MOST_FEATURES = 40
 
@@ -39,7 +48,7 @@ def verify(doors: Mapping[str, Door], rows: Rows, *, reference: str = "python", 
             report.append({"door": name, "rows": 0, "passed": False, "largest_difference": None, "mismatch": reason})
             continue
         largest, mismatch = _compare(expected, found, tolerance)
-        answered = len(found["prediction"])
+        answered = len(next(iter(found.values()), ()))
         report.append(
             {"door": name, "rows": answered, "passed": mismatch is None, "largest_difference": largest, "mismatch": mismatch}
         )
@@ -124,6 +133,46 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
         doors["batch csv"] = lambda rows: _batch(bundle, schema, rows, "csv")
     doors |= {"pyfunc": pyfunc, "copy": copy}
     return doors | {"one by one": alone} if one_by_one else doors
+
+
+@dataclass(frozen=True)
+class Made:
+    """Rows that a generator made, as columns."""
+
+    rows: list[dict[str, Any]]
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Each name of the first row with its values; JSON does not keep their order."""
+        return {name: [row[name] for row in self.rows] for name in sorted(self.rows[0] if self.rows else {})}
+
+
+def generator_doors(bundle: Path | str) -> dict[str, Door]:
+    """The doors of a generator, given requests: `python`, `pyfunc`, a `copy` read anew, and `kept`, the bundle's answers."""
+    from seekray.generator import Generator, json_rows
+
+    generator = Generator.load(bundle)
+
+    def made(by: Generator, requests: list[dict[str, Any]]) -> Made:
+        return Made([row for request in requests for row in json_rows(by.generate(**request))])
+
+    def copy(requests: list[dict[str, Any]]) -> Made:
+        with tempfile.TemporaryDirectory(prefix="seekray-verify-") as folder:
+            return made(Generator.load(shutil.copytree(bundle, Path(folder) / "bundle")), requests)
+
+    def pyfunc(requests: list[dict[str, Any]]) -> Made:
+        import pandas as pd
+
+        from seekray.data.values import json_value
+        from seekray.tracking.pyfunc import _load_pyfunc
+
+        rows = _load_pyfunc(str(bundle)).predict(pd.DataFrame(requests)).to_dict("records")
+        return Made([{name: json_value(value) for name, value in row.items()} for row in rows])
+
+    def kept(requests: list[dict[str, Any]]) -> Made:
+        answers = dict(zip(map(str, generator.sample["requests"]), generator.sample["answers"], strict=True))
+        return Made([row for request in requests for row in answers[str(request)]])
+
+    return {"python": lambda requests: made(generator, requests), "pyfunc": pyfunc, "copy": copy, "kept": kept}
 
 
 def _batch(bundle: Path | str, schema: Schema, rows: list[dict[str, Any]], kind: str) -> Prediction:

@@ -5,31 +5,44 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from seekray.cli.serve import models_to_serve
+
+if TYPE_CHECKING:
+    from seekray.model_ref import ResolvedModel
+    from seekray.settings import Settings
 
 ROWS = 2000
 
 
-def verify_all(reference: str, data: str) -> dict[str, Any]:
-    """Send rows of `data`, and rows made troublesome, through every door. The result is kept with the version."""
+def verify_all(reference: str, data: str | None) -> dict[str, Any]:
+    """Send rows of `data`, and rows made troublesome, through every door. The result is kept with the version.
+
+    A generator is sent the requests that its bundle keeps. Raises UserError, ModelNotFoundError.
+    """
     from seekray.data.options import Data
     from seekray.data.sources import open_source
     from seekray.data.values import json_value
+    from seekray.errors import UserError
+    from seekray.generator import Generator, load_model
     from seekray.model_ref import resolve
-    from seekray.predictor import Predictor
     from seekray.settings import settings
     from seekray.tracking import registry
     from seekray.tracking.artifacts import fresh_copy
-    from seekray.verify import local_doors, rows_with_trouble, verify
+    from seekray.verify import generator_doors, local_doors, rows_with_trouble, verify
     from seekray_serve import deploy
     from seekray_serve.doors import endpoint_doors
     from seekray_serve.instance import free_ports
 
     where = settings()
     model = resolve(reference, where)
-    predictor = Predictor.load(model.bundle)
+    predictor = load_model(model.bundle)
+    if isinstance(predictor, Generator):
+        made = verify(generator_doors(model.bundle), predictor.sample["requests"])
+        return _kept(made, predictor.hash, model, where)
+    if data is None:
+        raise UserError(f"verify of {reference} needs rows: --data FILE", field="data")
     names = [f.name for f in predictor.schema.features]
     source = open_source(Data(source=data).like_training(predictor.info.get("reading")))
     known = [n for n in names if n in source.schema.names]
@@ -41,7 +54,9 @@ def verify_all(reference: str, data: str) -> dict[str, Any]:
         entry = registry.version(model.name, model.version, where) if model.version else None
         if entry is not None:
             copy = fresh_copy(entry, where, Path(folder) / "fresh")
-            doors["fresh download"] = lambda given: Predictor.load(copy).predict(predictor.schema.columns_from_rows(given))
+            doors["fresh download"] = lambda given: (
+                type(predictor).load(copy).predict(predictor.schema.columns_from_rows(given))
+            )
         # A server of its own, so that what is verified is this version and nobody's traffic is touched.
         own = dataclasses.replace(where, home=Path(folder) / "home")
         try:
@@ -50,8 +65,14 @@ def verify_all(reference: str, data: str) -> dict[str, Any]:
             found: dict[str, Any] = verify(doors, rows)
         finally:
             deploy.down(own)
-    found |= {"bundle": predictor.hash, "rows": len(rows), "data": data}
-    if entry is not None and model.version:
-        kept = {"bundle": predictor.hash, "passed": found["passed"], "doors": [d["door"] for d in found["doors"]]}
+    return _kept(found | {"data": data}, predictor.hash, model, where)
+
+
+def _kept(found: dict[str, Any], digest: str, model: ResolvedModel, where: Settings) -> dict[str, Any]:
+    """The result, kept with the version where there is one."""
+    from seekray.tracking import registry
+
+    if model.version:
+        kept = {"bundle": digest, "passed": found["passed"], "doors": [d["door"] for d in found["doors"]]}
         registry.set_version_tag(model.name, model.version, "verified", kept, where)
-    return found
+    return found | {"bundle": digest}

@@ -32,7 +32,13 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
         model = resolve(reference, settings())
         if model.name in {m.name for m in found}:
             raise UserError(f"{model.name} is named twice; an address serves one version of a model")
-        options = json.loads((model.bundle / "bundle.json").read_text()).get("serve", {})
+        info = json.loads((model.bundle / "bundle.json").read_text())
+        if not info["schema"]["targets"]:
+            raise UserError(
+                f"{reference} predicts nothing, it makes {info['task']}, and endpoints are for predictions so far; "
+                f"ask it with: seekray generate {reference}"
+            )
+        options = info.get("serve", {})
         found.append(ModelToServe(model.name, model.version, model.bundle, options))
     return found
 

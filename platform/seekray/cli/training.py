@@ -56,10 +56,14 @@ def next_step(result: object) -> str:
     if result.model and result.version:
         lines.append(f"model   {result.model}/{result.version}")
         lines.append(f"next    seekray models promote {result.model} {result.version} --to champion")
-        lines.append(f"        seekray serve up {result.model}/{result.version}")
+        lines.append("        " + _use(f"{result.model}/{result.version}", result.predicts))
     else:
-        lines.append(f"next    seekray serve up {result.bundle}")
+        lines.append("next    " + _use(result.bundle, result.predicts))
     return "\n".join(lines)
+
+
+def _use(model: str, predicts: bool) -> str:
+    return f"seekray serve up {model}" if predicts else f"seekray generate {model}"
 
 
 def evaluate(
@@ -93,7 +97,11 @@ def predict(
     out(done, json, lambda: f"{done['rows']:,} rows → {done['out']}  ({done['rejected']:,} rejected)")
 
 
-def verify(model: Model, data: Data, json: Json = False) -> None:
+def verify(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="Rows to send; a generator is sent the requests in its bundle.")] = None,
+    json: Json = False,
+) -> None:
     """Send the same rows through every door (Python, batch, pyfunc, REST, Open Inference Protocol) and compare."""
     from seekray.cli.doors import verify_all
 

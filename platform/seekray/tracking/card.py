@@ -41,7 +41,8 @@ def model_card(
             "Loss of quality when a column is shuffled, on held-out rows:",
             _importances(importances),
         ]
-    parts += ["## Limits", _limits(info), "## How to call it", _calls(name, example or _example(info))]
+    calls = _calls(name, example or _example(info)) if info["schema"]["targets"] else _requests(name)
+    parts += ["## Limits", _limits(info), "## How to call it", calls]
     parts += ["## Lineage", f"* run `{info['run_id']}`\n* bundle `{info['hash']}`"]
     return "\n\n".join(parts) + "\n"
 
@@ -104,6 +105,17 @@ def _limits(info: Mapping[str, Any]) -> str:
         lines.append(f"* It answers one of {len(info['schema']['classes'])} classes, also for a row that belongs to none.")
     lines.append("* Its metrics hold for rows like the held-out ones; measure again on your own with `seekray evaluate`.")
     return "\n".join(lines)
+
+
+def _requests(name: str) -> str:
+    return f"""```python
+from seekray.generator import Generator
+Generator.load("{name}@champion").generate(seed=0)
+```
+
+```sh
+seekray generate {name}@champion --help
+```"""
 
 
 def _calls(name: str, example: Mapping[str, Any]) -> str:

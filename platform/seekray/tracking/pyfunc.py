@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+    from seekray.generator import Generator
     from seekray.predictor import Predictor
 
 
@@ -32,6 +33,23 @@ class Model:
         return pd.DataFrame(self.predictor.predict(columns).columns(), index=table.index)
 
 
+class GeneratorModel:
+    """What `mlflow.pyfunc` calls of a generator: each row is a request, a missing value a field that is not given."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """What is made, request after request. Columns: the fields of the family's `Request`. Raises UserError."""
+        import pandas as pd
+
+        table = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(_table(model_input))
+        columns = {str(name): _values(table[name].astype(object)) for name in table}
+        requests = [{n: v[i] for n, v in columns.items() if v[i] is not None} for i in range(len(table))]
+        made = [row for request in requests for row in self.generator.generate(**request).to_pylist()]
+        return pd.DataFrame(made, dtype=object).infer_objects()  # whole numbers stay whole beside missing ones
+
+
 def _table(given: Any) -> Any:
     """What MLflow hands on for `inputs` and `instances`: arrays of several dimensions as lists of rows."""
     if not isinstance(given, Mapping):
@@ -51,8 +69,9 @@ def _plain(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else value
 
 
-def _load_pyfunc(path: str) -> Model:
+def _load_pyfunc(path: str) -> Model | GeneratorModel:
     """Called by MLflow with the bundle's folder."""
-    from seekray.predictor import Predictor
+    from seekray.generator import Generator, load_model
 
-    return Model(Predictor.load(path))
+    model = load_model(path)
+    return GeneratorModel(model) if isinstance(model, Generator) else Model(model)

@@ -100,7 +100,7 @@ def signature(info: dict[str, Any]) -> Any:
     from mlflow.types.schema import AnyType, ColSpec
 
     columns = [ColSpec(AnyType(), feature["name"], required=False) for feature in info["schema"]["features"]]
-    if not columns:
+    if not columns or not info["schema"]["targets"]:  # a generator is asked with its family's request
         return None
     outputs = [ColSpec(_answer_type(info), "prediction")]
     if info["task"] != "regression":

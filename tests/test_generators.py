@@ -1,0 +1,98 @@
+"""A generator goes where a predictor goes: verified, promoted, behind MLflow; refused where it cannot go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from seekray import trainer
+from seekray.batch_predict import predict
+from seekray.cli.doors import verify_all
+from seekray.cli.serve import models_to_serve
+from seekray.data.options import Data
+from seekray.errors import UserError
+from seekray.experiment_file import load
+from seekray.promotion import promote
+from seekray.settings import read_settings
+from seekray.settings import settings as here
+from seekray.tracking import registry
+from seekray.tracking.pyfunc import _load_pyfunc
+from seekray.verify import generator_doors, verify
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 200
+
+
+@pytest.fixture(scope="module", params=["gen", "lm"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A registered generator in a home of its own."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "text.txt").write_text(TEXT)
+    given: dict[str, Any] = {
+        "gen": {"task": "rows", "data": {"source": "sample:wine"}},
+        "lm": {
+            "task": "pretrain",
+            "data": {"source": str(home / "text.txt"), "text": {"tokenizer": "byte"}, "split": {"kind": "last"}},
+            "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "context_length": 16},
+        },
+    }[request.param]
+    common = {"name": "made", "family": request.param, "register": "made", "resources": {"workers": 0}}
+    (home / "e.yaml").write_text(yaml.safe_dump(common | {"training": {"epochs": 1}} | given))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEEKRAY_HOME", str(home / ".seekray"))
+        patch.chdir(home)
+        here.cache_clear()
+        where = read_settings({"SEEKRAY_HOME": str(home / ".seekray")})
+        yield where, trainer.train(load(home / "e.yaml"), where)
+        here.cache_clear()
+
+
+def test_it_is_verified_and_promoted(trained: Any) -> None:
+    where, result = trained
+    assert not result.predicts
+    assert verify_all("made/1", None)["passed"]
+    assert promote("made", "1", "champion", where)["version"] == "1"
+    kept = registry.version("made", "1", where)["verified"]
+    assert kept["passed"]
+    assert "pyfunc" in kept["doors"]
+
+
+def test_other_answers_than_those_of_the_bundle_are_found(trained: Any, tmp_path: Path) -> None:
+    _, result = trained
+    folder = Path(shutil.copytree(result.bundle, tmp_path / "bundle"))
+    sample = json.loads((folder / "sample.json").read_text())
+    assert verify(generator_doors(folder), sample["requests"])["passed"]
+    column = next(iter(sample["answers"][0][0]))
+    sample["answers"][0][0][column] = "something else"
+    (folder / "sample.json").write_text(json.dumps(sample))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    from seekray.manifest import sha256
+
+    manifest["files"]["sample.json"] = sha256((folder / "sample.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = verify(generator_doors(folder), sample["requests"])
+    assert [d["door"] for d in found["doors"] if not d["passed"]] == ["kept"]
+
+
+def test_mlflow_asks_it_row_by_row(trained: Any) -> None:
+    import mlflow
+
+    where, result = trained
+    mlflow.set_tracking_uri(where.tracking_uri)
+    requests = pd.DataFrame(json.loads((Path(result.bundle) / "sample.json").read_text())["requests"])
+    straight = _load_pyfunc(result.bundle).predict(requests)
+    assert len(straight)
+    assert mlflow.pyfunc.load_model("models:/made/1").predict(requests).equals(straight)
+
+
+def test_where_it_cannot_go_it_says_what_to_do(trained: Any, tmp_path: Path) -> None:
+    _, result = trained
+    with pytest.raises(UserError, match="seekray generate"):
+        models_to_serve(["made/1"])
+    with pytest.raises(UserError, match="seekray generate"):
+        predict(result.bundle, Data(source="sample:wine"), str(tmp_path / "out.csv"))
