@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import tracemalloc
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +28,6 @@ from seekray.errors import DataError
 
 END = "<|endoftext|>"
 SAMPLE = ["Hello, world.\n\n  two  spaces\t<|endoftext|>", "Ünïcode 文字 and 🙂", "x = {'a': 1}"]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home and a storage of the test's own."""
-    monkeypatch.setenv("SEEKRAY_HOME", str(tmp_path / "home"))
-    texts.settings.cache_clear()
-    yield tmp_path / "home"
-    texts.settings.cache_clear()
 
 
 class TestTokenizers:
@@ -155,6 +146,24 @@ class TestStreams:
         assert "".join([*parts, *found.held_out["text"].to_pylist()]) == path.read_text()
         monkeypatch.setattr(texts._Streams, "fill", None)  # not tokenized a second time
         assert prepare_text(data, 16, 300).fingerprint == found.fingerprint
+
+    @pytest.mark.ray
+    def test_ray_data_gives_the_same_streams_in_the_same_order(
+        self, tmp_path: Path, home: Path, ray_cluster: object, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(texts, "BATCH_CHARS", 2000)
+        path = tmp_path / "d.jsonl"
+        path.write_text("".join(json.dumps({"text": f"document {i} " * (i % 7 + 1)}) + "\n" for i in range(300)))
+        data = {"source": str(path), "split": {"test": 0.1, "validation": 0.2}}
+        found = [
+            prepare_text(Data.model_validate(data | {"text": {"tokenizer": "bpe", "tokenize": how}}), 16, 300)
+            for how in ("here", "ray")
+        ]
+        for part in ("train", "validation"):
+            here, there = (getattr(f, part) for f in found)
+            assert here.size > 100
+            assert here.bytes == there.bytes
+            assert here.read(0, 10**6).tolist() == there.read(0, 10**6).tolist()
 
     def test_a_remote_storage_is_fetched_once(self, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         writer = TokenWriter(300, tmp_path / "w", "train", 64)

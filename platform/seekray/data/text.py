@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,13 @@ from seekray.data.options import Data, Split, TextOptions
 from seekray.data.parse import Array
 from seekray.data.text_source import Piece, pieces
 from seekray.data.tokenizer import Tokenizer, from_file, train
-from seekray.data.tokens import MappedTokens, TokenFiles, TokenStream, TokenWriter, file_name
+from seekray.data.tokens import MappedTokens, TokenFiles, TokenStream, TokenWriter, file_name, token_type
 from seekray.errors import DataError
 from seekray.settings import settings
 from seekray.storage import Storage
 
+# Of training and of validation: the next token ids, and the bytes of text that they stand for.
+Tokens: TypeAlias = list[tuple[Array, int]]
 PARTS = ("train", "validation", "test")
 EXACT = 1_000_000  # documents; beyond it the parts are drawn one by one, so that memory does not grow
 BATCH_CHARS = 1 << 20
@@ -155,7 +157,7 @@ def prepare_text(data: Data, context: int, vocab_size: int, base: Tokenizer | No
     key = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:24]
     place = Storage(options.shards or f"{settings().storage}/tokens").child(key)
     streams = _Streams(tokenizer, place, context)
-    found = streams.known() or streams.fill(divided(data, corpus))
+    found = streams.known() or streams.fill(_tokens(data, corpus, tokenizer))
     name, texts, cut = _held_out(data, corpus)
     if found["train"].size < 2:
         raise DataError("data.split leaves no training text", field="data.split")
@@ -216,12 +218,12 @@ class _Streams:
             for part, entry in meta.items()
         }
 
-    def fill(self, parted: Iterator[tuple[int, Piece]]) -> dict[str, TokenStream]:
-        """Tokenize all; streams below a shard stay in memory when all do."""
+    def fill(self, tokens: Iterator[Tokens]) -> dict[str, TokenStream]:
+        """Streams of tokens as they come; below a shard they stay in memory when all do."""
         local = self._place.local_path
         folder = (local.parent if local else settings().home / "cache") / f".{self._place.uri[-8:]}-{uuid.uuid4().hex[:8]}"
         try:
-            writers, sizes = self._write(parted, folder)
+            writers, sizes = self._write(tokens, folder)
             held = {part: writer.close() for part, writer in writers.items()}
             if all(tokens is not None for tokens in held.values()):
                 return {
@@ -231,20 +233,17 @@ class _Streams:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _write(self, parted: Iterator[tuple[int, Piece]], folder: Path) -> tuple[dict[str, TokenWriter], dict[str, int]]:
-        end = self._tokenizer.end
+    def _write(self, tokens: Iterator[Tokens], folder: Path) -> tuple[dict[str, TokenWriter], dict[str, int]]:
         writers = {part: TokenWriter(self._tokenizer.size, folder, part) for part in PARTS[:2]}
         sizes = dict.fromkeys(writers, 0)
         begun: set[str] = set()
-        for batch in _batched(parted):
-            encoded = self._tokenizer.encode([piece.text for _, piece in batch])
-            for (number, piece), ids in zip(batch, encoded, strict=True):
-                part = PARTS[number]
-                if part not in begun:
-                    writers[part].add([end])
+        for found in tokens:
+            for part, (ids, size) in zip(writers, found, strict=True):
+                if len(ids) and part not in begun:
+                    writers[part].add([self._tokenizer.end])
                     begun.add(part)
-                writers[part].add([*ids, end] if piece.ends else ids)
-                sizes[part] += len(piece.text.encode())
+                writers[part].add(ids)
+                sizes[part] += size
         return writers, sizes
 
     def _keep(
@@ -264,6 +263,39 @@ class _Streams:
                 self._place.copy_from(file, file.name)
         self._place.write_json("meta.json", meta)
         return self._open(meta)
+
+
+def _tokens(data: Data, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[Tokens]:
+    """Of all texts, batch by batch in their order; here, or on all nodes."""
+    if data.text is None or data.text.tokenize == "here":
+        yield from (_tokenized(batch, tokenizer) for batch in _batched(divided(data, corpus)))
+        return
+    from seekray.data.text_ray import over_ray
+
+    def cells() -> Iterator[bytes]:
+        for batch in _batched(divided(data, corpus)):
+            yield json.dumps([[part, piece.text, piece.ends] for part, piece in batch]).encode()
+
+    local = "://" not in data.source or data.source.startswith("file:")
+    dtype = token_type(tokenizer.size)
+    for found in over_ray(cells, _tokenized_cell, tokenizer, local=local):
+        yield [(np.frombuffer(found[i], dtype), int(found[i + 1])) for i in (0, 2)]
+
+
+def _tokenized(batch: list[tuple[int, Piece]], tokenizer: Tokenizer) -> Tokens:
+    encoded = tokenizer.encode([piece.text for _, piece in batch])
+    ids: list[list[int]] = [[], []]
+    sizes = [0, 0]
+    for (part, piece), found in zip(batch, encoded, strict=True):
+        ids[part] += [*found, tokenizer.end] if piece.ends else found
+        sizes[part] += len(piece.text.encode())
+    return [(np.asarray(i, dtype=token_type(tokenizer.size)), size) for i, size in zip(ids, sizes, strict=True)]
+
+
+def _tokenized_cell(cell: bytes, tokenizer: Tokenizer) -> list[bytes]:
+    """`_tokenized` between processes: tokens and size of training, then of validation."""
+    batch = [(part, Piece(text, ends)) for part, text, ends in json.loads(cell)]
+    return [value for ids, size in _tokenized(batch, tokenizer) for value in (ids.tobytes(), str(size).encode())]
 
 
 def _batched(parted: Iterator[tuple[int, Piece]]) -> Iterator[list[tuple[int, Piece]]]:
