@@ -129,7 +129,7 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
         "python": python,
         "batch parquet": lambda rows: _batch(bundle, schema, rows, "parquet"),
     }
-    if not {f.kind for f in schema.features} & {"vector", "image", "sequence"}:
+    if not {f.kind for f in schema.features} & {"vector", "image", "sequence", "audio", "audio_frames"}:
         doors["batch csv"] = lambda rows: _batch(bundle, schema, rows, "csv")
     doors |= {"pyfunc": pyfunc, "copy": copy}
     return doors | {"one by one": alone} if one_by_one else doors

@@ -21,6 +21,8 @@ _TYPES: dict[str, dict[str, Any]] = {
     "timestamp": {"type": ["string", "null"], "description": "ISO 8601"},
     "text": {"type": ["string", "null"]},
     "image": {"type": "string", "description": "an encoded image (PNG, JPEG), base64"},
+    "audio": {"type": "string", "description": "an encoded sound (WAV, FLAC), base64"},
+    "audio_frames": {"type": "string", "description": "an encoded sound (WAV, FLAC), base64"},
     "vector": {"type": "array", "items": {"type": "number"}},
     "sequence": {
         "type": ["array", "null"],

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from seekray.data.blocks import Block, BooleanBlock, CategoricalBlock, NumericBlock, TimestampBlock, VectorBlock
+from seekray.data.blocks import STRICT, Block, BooleanBlock, CategoricalBlock, NumericBlock, TimestampBlock, VectorBlock
 from seekray.data.columns import Columns, as_columns, missing_column
 from seekray.data.media import ImageBlock, TextBlock
 from seekray.data.parse import Array, Rejects
 from seekray.data.schema import Prediction
-from seekray.data.sequences import RAGGED, SequenceBlock, pad
+from seekray.data.sequences import RAGGED, Ragged, SequenceBlock, pad
+from seekray.data.sound import SoundBlock, sounds
 from seekray.data.targets import decode_ahead, decode_steps, encode_targets
 from seekray.errors import DataError
 
@@ -38,6 +39,7 @@ DENSE_BLOCKS: dict[str, type[Any]] = {
     "vector": VectorBlock,
     "text": TextBlock,
     "image": ImageBlock,
+    "audio": SoundBlock,
 }
 
 
@@ -45,8 +47,7 @@ DENSE_BLOCKS: dict[str, type[Any]] = {
 class Feature:
     """One column the model reads.
 
-    kind: numeric, categorical, boolean, timestamp, text, image, vector, sequence or characters. size: a vector's
-    length, a sequence's channels.
+    kind: see `options.Kind`. size: a vector's length, a sequence's channels.
     example: a JSON value of the training rows. state: what was fitted, as JSON.
     """
 
@@ -87,12 +88,12 @@ class FeatureSchema:
     _names: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        kinds = (*DENSE_BLOCKS, "categorical", "sequence", "characters")
+        kinds = (*DENSE_BLOCKS, "categorical", "sequence", "audio_frames", "characters")
         by_kind = {kind: [f for f in self.features if f.kind == kind] for kind in kinds}
         blocks: list[Block] = [DENSE_BLOCKS[kind](by_kind[kind]) for kind in DENSE_BLOCKS if by_kind[kind]]
         object.__setattr__(self, "_blocks", blocks)
         object.__setattr__(self, "_categorical", CategoricalBlock(by_kind["categorical"]))
-        ragged = (by_kind["sequence"], by_kind["characters"])
+        ragged = (by_kind["sequence"] + by_kind["audio_frames"], by_kind["characters"])
         object.__setattr__(self, "_sequences", SequenceBlock(*ragged) if any(ragged) else None)
         object.__setattr__(self, "_names", tuple(f.name for f in self.features))
 
@@ -144,13 +145,20 @@ class FeatureSchema:
             rows = self._count(given)
             dense = [block.transform(given, rows) for block in self._blocks]
             categorical = self._categorical.transform(given, rows)
-            ragged = self._sequences.transform(given, rows) if self._sequences else {}
+            ragged = self._sequences.transform(self._frames(given), rows) if self._sequences else {}
         except KeyError as error:
             raise missing_column(error.args[0], list(given)) from None
         if len(dense) == 1:
             return {"dense": dense[0], "categorical": categorical} | ragged
         joined = np.concatenate(dense, axis=1) if dense else np.zeros((rows, 0), dtype=np.float32)
         return {"dense": joined, "categorical": categorical} | ragged
+
+    def _frames(self, columns: Columns) -> Columns:
+        """The columns with the sounds of `audio_frames` as their frames."""
+        heard = {
+            f.name: sounds(columns[f.name], f.name, f.state["sound"], STRICT) for f in self.features if f.kind == "audio_frames"
+        }
+        return {**columns, **{name: Ragged(r.values.astype(np.float64), r.offsets) for name, r in heard.items()}}
 
     def transform(self, columns: Any) -> dict[str, Tensor]:
         """{"dense": float32 (B, D), "categorical": int64 (B, K)} of a table or a mapping of columns.

@@ -1,4 +1,4 @@
-"""Typed files: Parquet, Arrow IPC, and folders of images."""
+"""Typed files: Parquet, Arrow IPC, and folders of images or sounds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.ipc
 from seekray.data.source import BATCH_ROWS, Source, Types, plain, plain_schema, reading
 from seekray.errors import DataError
 
-IMAGES_PER_BATCH = 256
+FILES_PER_BATCH = 256
 
 
 class FileSource(Source):
@@ -129,36 +129,35 @@ class ArrowSource(FileSource):
                         yield plain(batch.slice(start, BATCH_ROWS), schema)
 
 
-class ImageSource(FileSource):
-    """Images in a folder a class: columns `image` (the file's bytes), `label` (the folder) and `path`.
+class MediaSource(FileSource):
+    """Images or sounds in a folder a class: columns `image` or `audio` (the file's bytes), `label` (the folder) and `path`.
 
-    Images directly in the root have no label.
+    Files directly in the root have no label.
     """
 
-    SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string()), ("path", pa.string())])
-
-    def __init__(self, filesystem: Any, infos: Sequence[Any], root: str) -> None:
-        super().__init__("images by class", filesystem, infos)
+    def __init__(self, filesystem: Any, infos: Sequence[Any], root: str, column: str) -> None:
+        super().__init__({"image": "images by class", "audio": "sounds by class"}[column], filesystem, infos)
+        self._column = column
         self._relative = [PurePosixPath(path[len(root) :].lstrip("/")) for path in self.paths]
 
     @property
     def schema(self) -> pa.Schema:
-        return self.SCHEMA
+        return pa.schema([(self._column, pa.binary()), ("label", pa.string()), ("path", pa.string())])
 
     def count(self) -> int | None:
         return len(self.paths)
 
     def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
         names = self.names(columns)
-        for start in range(0, len(self.paths), IMAGES_PER_BATCH):
-            part = slice(start, start + IMAGES_PER_BATCH)
+        for start in range(0, len(self.paths), FILES_PER_BATCH):
+            part = slice(start, start + FILES_PER_BATCH)
             found: dict[str, list[Any]] = {}
-            if "image" in names:
-                found["image"] = [self._read(path) for path in self.paths[part]]
+            if self._column in names:
+                found[self._column] = [self._read(path) for path in self.paths[part]]
             found["label"] = [p.parts[0] if len(p.parts) > 1 else None for p in self._relative[part]]
             found["path"] = [str(p) for p in self._relative[part]]
-            yield pa.RecordBatch.from_pydict({n: pa.array(found[n], self.SCHEMA.field(n).type) for n in names})
+            yield pa.RecordBatch.from_pydict({n: pa.array(found[n], self.schema.field(n).type) for n in names})
 
     def _read(self, path: str) -> Any:
-        with reading(path, "an image"), self._fs.open_input_stream(path, compression=None) as stream:
+        with reading(path, f"an {self._column}"), self._fs.open_input_stream(path, compression=None) as stream:
             return bytes(stream.read())

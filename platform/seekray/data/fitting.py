@@ -16,6 +16,7 @@ from seekray.data.media import example_image, fit_image, fit_text, images, texts
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Column, Rejects, as_array, booleans, is_arrow, is_missing, numbers, vectors
 from seekray.data.sequences import fit_characters, fit_sequence, sequences
+from seekray.data.sound import example_sound, fit_sound, settings_of, sounds
 from seekray.data.targets import fit_targets
 from seekray.data.times import seconds, times
 from seekray.errors import DataError
@@ -25,7 +26,7 @@ def typed(column: Column, name: str, kind: str, options: FeatureOptions, rejects
     """A column read once as what its kind needs, so that fitting and transforming need not read it again.
 
     numeric, boolean: float64 (N,). timestamp: datetime64. vector: float64 (N, size). image: uint8
-    (N, H * W * C). sequence: Ragged. categorical, text, characters: the Arrow column. Values that cannot
+    (N, H * W * C). sequence, audio: Ragged. categorical, text, characters: the Arrow column. Values that cannot
     be read go to `rejects`.
     """
     if kind == "numeric":
@@ -40,6 +41,8 @@ def typed(column: Column, name: str, kind: str, options: FeatureOptions, rejects
         return images(column, name, options.size, options.channels, rejects)
     if kind == "sequence":
         return sequences(column, None, name, rejects)
+    if kind in ("audio", "audio_frames"):
+        return sounds(column, name, settings_of(options), rejects)
     if kind in ("text", "characters"):
         texts(column, name, rejects)
     return as_array(column) if is_arrow(column) else column
@@ -128,6 +131,11 @@ def _fit_feature(name: str, kind: str, column: Any, raw: Any, options: FeatureOp
         ragged = sequences(column, None, name, Rejects())
         state, notes = fit_sequence(ragged)
         size = ragged.values.shape[1]
+    elif kind in ("audio", "audio_frames"):
+        found = sounds(column, name, settings_of(options), Rejects())
+        state, notes = fit_sound(found, options, sequence=kind == "audio_frames")
+        size = options.mels if kind == "audio_frames" else None
+        example = example_sound(raw, options.sample_rate)
     elif kind == "characters":
         state, notes = fit_characters(texts(column, name, Rejects()), options)
         example = example if isinstance(example, str) else "a text"

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from seekray.data.options import Data
 from seekray.data.parse import as_array, is_bytes, is_list, is_number, is_text, number_mask
+from seekray.data.sound import HEADS
 from seekray.data.times import CLOCK_TIME, ISO_TIME, POINT_DATE
 from seekray.errors import DataError
 
@@ -67,6 +68,9 @@ def infer(name: str, array: Any) -> Inferred:
     if is_text(kind):
         return _guess_text(name, array.drop_null())
     if is_bytes(kind):
+        first = array.drop_null()[0].as_py()
+        if first.startswith(HEADS):
+            return Inferred(name, "audio", "encoded sounds")
         return Inferred(name, "image", "binary values")
     if is_list(kind) and is_number(kind.value_type):
         lengths = pc.list_value_length(array.drop_null())

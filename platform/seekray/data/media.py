@@ -121,21 +121,27 @@ def fit_text(values: Sequence[str | None], options: FeatureOptions) -> tuple[Sta
     return state, ([] if count else ["no training row has a word; it contributes zeros"])
 
 
-def decode_image(value: object, height: int, width: int, channels: int) -> Array:
-    """uint8 (height * width * channels,) of an encoded image: bytes, or base64 text, `data:` address or not.
+def as_bytes(value: object, what: str) -> bytes:
+    """The bytes of an encoded file, given as such or as base64 text, `data:` address or not.
 
     A text is never a path: whoever can send a row could read the server's files. Raises ValueError.
     """
     if isinstance(value, str):
         text = value.partition(",")[2] if value.startswith("data:") else value
         try:
-            value = base64.b64decode(text, validate=True)
+            return base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            raise ValueError("expected an image's bytes or base64 text") from None
+            raise ValueError(f"expected {what}'s bytes or base64 text") from None
     if not isinstance(value, (bytes, bytearray, memoryview)):
-        raise ValueError("expected an image's bytes or base64 text")
+        raise ValueError(f"expected {what}'s bytes or base64 text")
+    return bytes(value)
+
+
+def decode_image(value: object, height: int, width: int, channels: int) -> Array:
+    """uint8 (height * width * channels,) of an encoded image, see `as_bytes`. Raises ValueError."""
+    encoded = as_bytes(value, "an image")
     try:
-        with Image.open(io.BytesIO(value)) as image:
+        with Image.open(io.BytesIO(encoded)) as image:
             # JPEG can be decoded small at once.
             image.draft("RGB" if channels == 3 else "L", (width, height))
             small = image.convert("RGB" if channels == 3 else "L").resize((width, height), Image.Resampling.BILINEAR)

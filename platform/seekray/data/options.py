@@ -9,7 +9,19 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-Kind = Literal["numeric", "categorical", "boolean", "timestamp", "text", "image", "vector", "sequence", "characters"]
+Kind = Literal[
+    "numeric",
+    "categorical",
+    "boolean",
+    "timestamp",
+    "text",
+    "image",
+    "vector",
+    "sequence",
+    "characters",
+    "audio",
+    "audio_frames",
+]
 
 
 def _seconds(value: object) -> object:
@@ -41,6 +53,15 @@ class FeatureOptions(Options):
     size: tuple[int, int] = Field((32, 32), description="image: height and width after resizing")
     trend: bool = Field(True, description="timestamp: false leaves the time of day, the weekday and the month alone")
     channels: Literal[1, 3] = Field(3, description="image: 1 grey, 3 RGB")
+    sample_rate: int = Field(16_000, ge=1000, le=192_000, description="audio: Hz; sounds of another rate are resampled")
+    mels: int = Field(40, ge=2, le=256, description="audio: number of mel bands")
+    window: float = Field(0.025, gt=0, le=1, description="audio: seconds of sound in a frame")
+    hop: float = Field(0.010, gt=0, le=1, description="audio: seconds from a frame to the next")
+    frames: int | None = Field(
+        None,
+        ge=1,
+        description="audio: so many frames, cut or filled up, a picture for model.stem: conv; null: mean and deviation",
+    )
 
 
 class Split(Options):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from seekray.data.csv_source import COMPRESSED, CsvSource
-from seekray.data.files import ArrowSource, ImageSource, ParquetSource
+from seekray.data.files import ArrowSource, MediaSource, ParquetSource
 from seekray.data.json_source import JsonSource
 from seekray.data.options import Data
 from seekray.data.package_data import Sample
@@ -26,8 +26,9 @@ FORMATS = {
     ".feather": "arrow",
     ".png": "image", ".jpg": "image", ".jpeg": "image", ".bmp": "image", ".gif": "image", ".webp": "image",
     ".tif": "image", ".tiff": "image", ".ppm": "image", ".pgm": "image",
+    ".wav": "audio", ".flac": "audio", ".ogg": "audio",
 }  # fmt: skip
-EXPECTED = "CSV (.csv, .tsv), Parquet, JSON lines (.jsonl), Arrow IPC (.arrow), or a folder of images by class"
+EXPECTED = "CSV (.csv, .tsv), Parquet, JSON lines (.jsonl), Arrow IPC (.arrow), or a folder of images or sounds by class"
 
 
 class SampleSource(Source):
@@ -95,7 +96,8 @@ def _open(kind: str, data: Data, files: Any, found: list[Any], root: str | None)
         "json": lambda: JsonSource(files, infos, skip=skip),
         "parquet": lambda: ParquetSource(files, infos, root),
         "arrow": lambda: ArrowSource(files, infos),
-        "image": lambda: ImageSource(files, infos, root or str(PurePosixPath(infos[0].path).parent)),
+        "image": lambda: MediaSource(files, infos, root or str(PurePosixPath(infos[0].path).parent), kind),
+        "audio": lambda: MediaSource(files, infos, root or str(PurePosixPath(infos[0].path).parent), kind),
     }
     if all(info.size == 0 for info in infos):
         raise DataError(f"{data.source} is empty, expected rows", field="data.source")

@@ -168,7 +168,7 @@ def _left(key: str, columns: Sequence[Left], what: str) -> list[str]:
 
 
 def _features(features: Sequence[Inferred]) -> list[str]:
-    out = ["  features:  # what is learned from; kinds: numeric, categorical, boolean, timestamp, text, image, vector"]
+    out = ["  features:  # what is learned from; kinds: numeric, categorical, boolean, timestamp, text, image, audio, vector"]
     if len(features) <= LISTED:
         texts = [f"    {scalar(g.name)}: {g.kind}" for g in features]
         wide = min(40, max(map(len, texts)))

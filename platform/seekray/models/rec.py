@@ -152,7 +152,7 @@ class Rec(Supervised):
             raise ValueError(f"data.sequence.history and horizon are for task: forecast, not for {task}")
 
     def prepare(self, data: Data, task: str, config: RecConfig) -> Prepared:
-        prepared = prepare(data, task, {"vector": "sequence", "text": "characters"})
+        prepared = prepare(data, task, {"vector": "sequence", "text": "characters", "audio": "audio_frames"})
         schema = prepared.schema
         assert isinstance(schema, FeatureSchema)
         if not (schema.channels or schema.vocabulary):

@@ -93,7 +93,7 @@ class Supervised:
 
     def prepare(self, data: Data, task: str, config: Any) -> Prepared:
         prepared = prepare(data, task)
-        if sequences := [f.name for f in prepared.schema.features if f.kind in ("sequence", "characters")]:
+        if sequences := [f.name for f in prepared.schema.features if f.kind in ("sequence", "characters", "audio_frames")]:
             raise DataError(
                 f"feature {sequences[0]!r} is a sequence, which family rec reads; give family: rec, or leave it out with "
                 "data.exclude",
