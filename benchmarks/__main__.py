@@ -7,7 +7,7 @@ import sys
 
 ALL = (
     "data", "training", "training_lm", "startup", "serving", "batch_predict", "quality", "quality_images", "quality_lm",
-    "init_defaults", "generation",
+    "quality_gen", "init_defaults", "generation",
 )  # fmt: skip
 
 

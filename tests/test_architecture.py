@@ -24,7 +24,7 @@ FLOORS = [
     {"manifest", "checkpoint", "bundle", "session", "shared_sum"},
     {
         "model_ref", "predictor", "generator", "huggingface", "plots", "tracking", "evaluation", "importances",
-        "batch_output", "batch_parts", "batch_predict", "batch_generate", "batch_texts", "batch_ray",
+        "batch_output", "batch_parts", "batch_predict", "batch_generate", "batch_texts", "batch_ray", "augment",
         "verify", "progress", "train_state", "promotion",
     },
     {"loop", "report"},

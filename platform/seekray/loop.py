@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seekray.checkpoint import Checkpoints
+from seekray.models.family import watched
 from seekray.session import Point, Session, points
 from seekray.system import system_metrics
 from seekray.train_state import TrainState
@@ -76,6 +78,7 @@ class Pulse:
         self._saved_step = -1
         self._last: dict[str, float] = {}
         self._told: list[Point] = []
+        self._watched, self._said = watched(state.family), set[str]()
         if session.resume_from is None:
             self._save()  # a run that dies at once can be resumed, and a NaN in the first step has a good one
         else:  # points may have died on their way; the tracker knows those it has
@@ -119,7 +122,16 @@ class Pulse:
         if self._session.agree(now - self._saved > self._training.checkpoints.min_interval or state.finished):
             self._save()
         if self._session.rank == 0:
+            self._watch()
             self._show(now)
+
+    def _watch(self) -> None:
+        """Say in words where the epoch's figures are not as they should be, once in a row."""
+        found = self._watched.remarks(self._state.history) if self._watched else []
+        for remark in found:
+            if remark[:24] not in self._said:
+                logging.getLogger(__name__).warning("epoch %d: %s", len(self._state.history), remark)
+        self._said = {remark[:24] for remark in found}
 
     def end(self) -> None:
         """After the last step: nothing is left unsaid or unsaved."""
@@ -159,7 +171,15 @@ class Pulse:
         if checkpoint is not None:
             checkpoint.state["told"] = [asdict(p) for p in self._told]
             self._checkpoints.save(self._state.step, checkpoint)
+            self._sheet()
         self._saved, self._saved_step = time.monotonic(), self._state.step
+
+    def _sheet(self) -> None:
+        """What the model makes now, in the run's folder."""
+        if self._watched and self._state.history:
+            with self._state.as_used(), torch.inference_mode():
+                suffix, data = self._watched.sheet(self._state.modules, self._state.schema)
+            self._session.storage.write_bytes(f"samples/epoch_{len(self._state.history):04d}{suffix}", data)
 
     def _show(self, now: float) -> None:
         state = self._state

@@ -192,14 +192,58 @@ def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
     return _save(figure, path)
 
 
+def marginals(histograms: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
+    """Each column's shares, real and synthetic, in the same bins."""
+    shown = list(histograms.items())[:MOST_FEATURES]
+    columns = min(4, max(1, len(shown)))
+    lines = -(-max(1, len(shown)) // columns)
+    figure, _ = _figure(0, width=1, height=2.0 * lines)
+    figure.set_size_inches(3.0 * columns, 2.0 * lines)
+    for number, (name, found) in enumerate(shown):
+        axis = figure.add_subplot(lines, columns, number + 1)
+        axis.spines[["top", "right"]].set_visible(False)
+        places = range(len(found["real"]))
+        axis.bar(places, found["real"], width=0.9, color="#cbd5e1", label="real")
+        axis.step(places, found["synthetic"], where="mid", color=BLUE, linewidth=1.6, label="synthetic")
+        axis.set_title(_short(name, 26), loc="left", fontsize=9)
+        axis.set_xticks([])
+        axis.tick_params(labelsize=7, length=0)
+    if shown:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return _save(figure, path)
+
+
+def correlations(found: Mapping[str, Any], path: Path | str) -> Path:
+    """Spearman's coefficients of real and of synthetic rows, side by side."""
+    names = [_short(str(n), 16) for n in found["columns"]]
+    figure, axes = _figure(2, width=5.6, height=5.2)
+    for axis, part in zip(axes, ("real", "synthetic"), strict=True):
+        axis.grid(False)
+        image = axis.imshow(found[part], cmap="RdBu", vmin=-1, vmax=1)
+        axis.set_title(part, loc="left", fontsize=11)
+        if len(names) <= MOST_FEATURES:
+            axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+            axis.set_yticks(range(len(names)), names if part == "real" else [""] * len(names), fontsize=7)
+        else:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    figure.colorbar(image, ax=axes, shrink=0.7, label="Spearman's coefficient").outline.set_visible(False)
+    return _save(figure, path)
+
+
 def result(evaluation: Evaluation, folder: Path | str) -> list[Path]:
-    """The figures of an evaluation: confusion matrix and calibration, or residuals; returns their paths."""
+    """The figures of an evaluation that it has the numbers of; returns their paths."""
     folder = Path(folder)
     if evaluation.residuals is not None:
         shown = evaluation.residuals
         return [residuals(shown["target"], shown["prediction"], folder / "residuals.png")]
     error = evaluation.metrics.get("calibration_error")
-    made = [calibration(evaluation.calibration, folder / "calibration.png", error)] if evaluation.calibration else []
+    made = []
+    if evaluation.details.get("histograms"):
+        made.append(marginals(evaluation.details["histograms"], folder / "marginals.png"))
+    if len(evaluation.details.get("correlations", {}).get("columns", ())) > 1:
+        made.append(correlations(evaluation.details["correlations"], folder / "correlations.png"))
+    made += [calibration(evaluation.calibration, folder / "calibration.png", error)] if evaluation.calibration else []
     if evaluation.confusion is not None:
         classes = [str(c["class"]) for c in evaluation.classes]
         made.append(confusion_matrix(evaluation.confusion, classes, folder / "confusion_matrix.png"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from seekray.data.values import json_value
 from seekray.evaluation import Evaluation, evaluate
 from seekray.generator import Generator, open_model
 from seekray.models import get_family
-from seekray.models.family import Released
+from seekray.models.family import Released, watched
 from seekray.predictor import Predictor
 from seekray.storage import Storage
 
@@ -55,6 +56,12 @@ def conclude(
     }
     model = open_model(info, prepared.schema, weights)
     evaluation = evaluate(model, prepared.held_out, by=experiment.report.by, training=prepared.training_rows)
+    if family := watched(get_family(experiment.family)):
+        evaluation.details["remarks"] = family.remarks(checkpoint.state["history"])
+        for remark in evaluation.details["remarks"]:
+            logging.getLogger(__name__).warning("at the end: %s", remark)
+        for name in run.list("samples"):
+            _sheet(run, tracker, name)
     info |= {"metrics": evaluation.metrics, "intervals": evaluation.intervals}
     sample = _sample(prepared, model) if isinstance(model, Predictor) else model.examples(prepared.held_out)
     digest = bundles.write(run, "bundle", info, prepared.schema, weights, sample)
@@ -65,6 +72,13 @@ def conclude(
             run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
     _log_reports(experiment, run_id, digest, info, prepared, evaluation, importances, tracker, run)
     return Concluded("bundle", digest, dict(evaluation.metrics))
+
+
+def _sheet(run: Storage, tracker: Tracker, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        file.write_bytes(run.read_bytes(f"samples/{name}"))
+        tracker.file(file, f"samples/{name}")
 
 
 def _sample(prepared: Prepared, predictor: Predictor) -> dict[str, Any]:

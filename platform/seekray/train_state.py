@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ class TrainState:
         initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         training = self._training = experiment.training
+        self.schema = schema
         self.task = experiment.task
         self.family = get_family(experiment.family)
         torch.manual_seed(training.seed)
@@ -90,19 +92,25 @@ class TrainState:
         """Metrics over the validation rows of all ranks, each row counted once; {} without such rows."""
         if self.validation is None:
             return {}
+        with self.as_used():
+            parts: dict[str, list[Tensor]] = {}
+            for batch in self.validation:
+                for key, value in self.family.eval_step(self.modules, batch).items():
+                    parts.setdefault(key, []).append(value)
+            rows = {key: session.gather(torch.cat(values)) for key, values in parts.items()}
+        return self.family.metrics(rows, self.task)
+
+    @contextlib.contextmanager
+    def as_used(self) -> Iterator[None]:
+        """The modules in evaluation, with the average of the weights where there is one."""
         own = {k: v.clone() for k, v in named_tensors(self.modules).items()} if self.average is not None else None
         if self.average is not None:
             load_named(self.modules, self.average)
         self.set_training(False)
-        parts: dict[str, list[Tensor]] = {}
-        for batch in self.validation:
-            for key, value in self.family.eval_step(self.modules, batch).items():
-                parts.setdefault(key, []).append(value)
-        rows = {key: session.gather(torch.cat(values)) for key, values in parts.items()}
+        yield
         self.set_training(True)
         if own is not None:
             load_named(self.modules, own)
-        return self.family.metrics(rows, self.task)
 
     def set_training(self, on: bool) -> None:
         """train() or eval() of all modules."""

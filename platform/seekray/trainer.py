@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from seekray import loop, report
+from seekray.augment import augmented
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
 from seekray.data.prepare import Prepared
@@ -103,7 +104,7 @@ def train(
     experiment = with_base(experiment, settings)
     distributed = experiment.resources.span[1] > 0
     with ThreadPoolExecutor(1) as pool:  # data is read while Ray starts
-        reading = pool.submit(experiment.prepare)
+        reading = pool.submit(lambda: augmented(experiment.prepare(), experiment, settings))
         with connect() if distributed else nullcontext():
             prepared = reading.result()
             return _train(experiment, prepared, settings, progress, resume)

@@ -31,7 +31,7 @@ def encode_images(feature: Feature, column: Any) -> Array:
     (height, width), channels = feature.state["size"], feature.state["channels"]
     pixels = images(column, feature.name, (height, width), channels, Rejects())
     planes = pixels.reshape(-1, height, width, channels).transpose(0, 3, 1, 2)
-    return (planes.reshape(len(pixels), -1) / 127.5 - 1).astype(np.float32)
+    return (planes.reshape(len(pixels), channels * height * width) / 127.5 - 1).astype(np.float32)
 
 
 def decode_images(feature: Feature, made: Array) -> pa.Array:

@@ -143,6 +143,14 @@ class SequenceOptions(Options):
         return self
 
 
+class Augment(Options):
+    """Synthetic rows among the training rows, never among those of validation and test."""
+
+    model: str = Field(description="a generator of such rows: digits-gen@champion, runs:/ID or a bundle folder")
+    rows: int = Field(ge=1, description="how many")
+    seed: int = Field(0, ge=0, description="of the synthetic rows")
+
+
 class Data(Options):
     """Where the rows come from and what is learned from what."""
 
@@ -155,6 +163,7 @@ class Data(Options):
     key: tuple[str, ...] = Field((), description="columns carried through, never learned from")
     sequence: SequenceOptions | None = Field(None, description="rec: how rows of a long table become sequences")
     split: Split = Split()
+    augment: Augment | None = Field(None, description="net: synthetic rows for training, from a model of the family gen")
     text: TextOptions | None = Field(None, description="lm: columns of texts and the tokenizer")
     on_bad_row: Literal["error", "skip"] = Field("error", description="skip: bad rows are counted and listed in a file")
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="CSV: null finds , ; tab or |")

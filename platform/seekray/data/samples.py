@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from seekray.data.mixed_samples import MIXED
 from seekray.data.package_data import Sample, package_file
 from seekray.data.sequence_samples import SEQUENCES
 from seekray.data.text_samples import TEXTS
@@ -86,6 +87,7 @@ SAMPLES: dict[str, Sample] = (
     }
     | SEQUENCES
     | TEXTS
+    | MIXED
 )
 
 

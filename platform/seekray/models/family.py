@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -133,3 +133,18 @@ class Textual(Generative, Protocol):
 
     def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
         """Of the token after each one, ids (B, T) -> (B, T, V)."""
+
+
+class Watched(Generative, Protocol):
+    """A generative family whose training is watched: figures in words, and what it makes so far."""
+
+    def remarks(self, history: Sequence[Mapping[str, float]]) -> list[str]:
+        """What the newest epoch's figures mean, where they are not as they should be."""
+
+    def sheet(self, modules: Modules, schema: Any) -> tuple[str, bytes]:
+        """A file's suffix and content: a few of what it makes now, the same noise each time."""
+
+
+def watched(family: Family) -> Watched | None:
+    """The family, where it is one that is watched."""
+    return cast("Watched", family) if hasattr(family, "remarks") and hasattr(family, "sheet") else None

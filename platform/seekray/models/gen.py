@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,9 @@ from seekray.data.batches import Batch, TableBatches, table_batches
 from seekray.data.gen_schema import GenSchema, fitter
 from seekray.data.options import Data
 from seekray.data.prepare import Arrays, Prepared, prepare
+from seekray.data.values import json_value
 from seekray.errors import UserError
+from seekray.images import contact_sheet
 from seekray.models import gen_watch
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.gen_config import GenConfig, GenRequest, Turn
@@ -177,6 +180,16 @@ class Gen:
     def remarks(self, history: Sequence[Mapping[str, float]]) -> list[str]:
         """What the newest epoch's figures mean, where they are not as they should be."""
         return gen_watch.remarks(history)
+
+    def sheet(self, modules: Modules, schema: GenSchema) -> tuple[str, bytes]:
+        """A contact sheet of images; rows and texts as JSON lines."""
+        made = self.generate(modules, schema, GenRequest(rows=100 if schema.task == "images" else 20))
+        if schema.task == "images":
+            order = np.argsort([str(v) for v in made.column(schema.conditions[0]).to_pylist()]) if schema.conditions else ...
+            found = np.array(made.column(schema.subject.name).to_pylist(), object)[order]
+            return ".png", contact_sheet(found.tolist())
+        rows = ({k: json_value(v) for k, v in row.items()} for row in made.to_pylist())
+        return ".jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()
 
     def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
         """As many made rows (B, W) as conditions given."""

@@ -45,14 +45,19 @@ def _hashed(stream: int, rows: Tensor, size: int) -> Tensor:
 
 def uniform(stream: int, rows: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(B, size) in the open interval (0, 1). stream: any integer; rows: int64 (B,) numbers of rows."""
-    return ((_shifted(_hashed(stream, rows, size), 40).double() + 0.5) * 2.0**-24).to(dtype)
+    return _open(_hashed(stream, rows, size), dtype)
+
+
+def _open(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    """23 bits and a half: exact in float32, never 0 or 1."""
+    return (_shifted(bits, 41).to(dtype) + 0.5) * 2.0**-23
 
 
 def normal(stream: int, rows: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(B, size) of the standard normal distribution (Box and Muller, 1958): two of each hash."""
     half = -(-size // 2)
     bits = _hashed(stream, rows, half)
-    first = (_shifted(bits, 40).to(dtype) + 0.5) * 2.0**-24
+    first = _open(bits, dtype)
     second = (bits & (2**24 - 1)).to(dtype) * (2 * math.pi * 2.0**-24)
     radius = torch.sqrt(-2 * torch.log(first))
     return torch.cat([radius * torch.cos(second), radius * torch.sin(second)], 1)[:, :size]

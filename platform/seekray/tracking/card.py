@@ -33,6 +33,10 @@ def model_card(
         _metrics(info, evaluation, validation or {}),
     ]
     parts += [str(sentence) for sentence in (evaluation.get("details") or {}).get("verdict", [])]
+    if (made := evaluation.get("details", {})).get("marginals"):
+        parts += ["### Columns, synthetic beside real", _marginals(made)]
+    if remarks := made.get("remarks"):
+        parts += ["### What training said", "\n".join(f"* {remark}" for remark in remarks)]
     for column, groups in (evaluation.get("groups") or {}).items():
         parts += [f"### By `{column}`", _groups(groups)]
     if importances:
@@ -103,7 +107,21 @@ def _limits(info: Mapping[str, Any]) -> str:
     lines = ["* It knows the columns and the kinds of values that it was trained on; others are an error, not a guess."]
     if info["task"] == "classification":
         lines.append(f"* It answers one of {len(info['schema']['classes'])} classes, also for a row that belongs to none.")
+    if info["family"] == "gen":
+        lines = [
+            "* It makes values that the training rows' columns can have; relations between them are learned, not guaranteed.",
+            "* No privacy is promised: `copies` and `nearest_record_ratio` are measured, there is no differential privacy.",
+        ]
     lines.append("* Its metrics hold for rows like the held-out ones; measure again on your own with `seekray evaluate`.")
+    return "\n".join(lines)
+
+
+def _marginals(details: Mapping[str, Any]) -> str:
+    """The columns that differ most, with what held-out rows differ by."""
+    lines = ["Distance to the training rows (Kolmogorov-Smirnov of numbers, total variation of the others), largest first:", ""]
+    lines += ["| column | synthetic | held-out rows |", "|---|---|---|"]
+    for name, value in sorted(details["marginals"].items(), key=lambda pair: -pair[1])[:20]:
+        lines.append(f"| {name} | {_number(value)} | {_number(details['marginals_held_out'][name])} |")
     return "\n".join(lines)
 
 
