@@ -86,7 +86,7 @@ class Gen:
             raise ValueError(
                 "data.target is for supervised families; gen learns the rows themselves (model.condition: columns it is given)"
             )
-        if data.features is not None and (lacking := [c for c in config.condition if c not in data.features]):
+        if data.features is not None and (lacking := [c for c in config.conditions if c not in data.features]):
             raise ValueError(f"model.condition: {', '.join(lacking)} is not in data.features; add it there")
         if task == "texts" and data.features is None:
             raise ValueError("task texts needs data.features: the text column, and those in model.condition")
@@ -95,9 +95,11 @@ class Gen:
 
     def prepare(self, data: Data, task: str, config: GenConfig) -> Prepared:
         if task == "texts" and data.features:
-            kinds = {n: o if n in config.condition else o.model_copy(update={"kind": "text"}) for n, o in data.features.items()}
+            kinds = {
+                n: o if n in config.conditions else o.model_copy(update={"kind": "text"}) for n, o in data.features.items()
+            }
             data = data.model_copy(update={"features": kinds})
-        return prepare(data, task, fit=fitter(config.condition), keep=True)
+        return prepare(data, task, fit=fitter(config.conditions), keep=True)
 
     def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> GenSchema:
         return GenSchema.from_json(value)

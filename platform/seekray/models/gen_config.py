@@ -22,7 +22,7 @@ class Turn(ModelConfig):
 class GenConfig(ModelConfig):
     """Sizes, loss and turns of the two networks."""
 
-    condition: tuple[str, ...] = Field((), description="columns that are given, not made: a class, or any others")
+    condition: str | tuple[str, ...] = Field((), description="columns that are given, not made: a class, or any others")
     hidden_size: int = Field(128, ge=1, description="neurons of a layer; of images, channels of the largest feature map")
     num_layers: int = Field(2, ge=0, description="residual layers of a network; of texts, layers of the GRU")
     latent_size: int = Field(32, ge=1, description="noise that a row is made of")
@@ -41,18 +41,16 @@ class GenConfig(ModelConfig):
     generator: Turn = Turn()
     discriminator: Turn = Turn()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_condition(cls, value: Any) -> Any:
-        if isinstance(value, dict) and isinstance(value.get("condition"), str):
-            value = {**value, "condition": [value["condition"]]}
-        return value
-
     @model_validator(mode="after")
     def _rules(self) -> GenConfig:
         if self.label_smoothing and self.loss not in ("non_saturating", "least_squares"):
             raise ValueError(f"model.label_smoothing is for non_saturating and least_squares, not for {self.loss}")
         return self
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The columns that are given."""
+        return (self.condition,) if isinstance(self.condition, str) else self.condition
 
     @property
     def penalty(self) -> float:
