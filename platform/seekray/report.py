@@ -56,8 +56,8 @@ def conclude(
     }
     model = open_model(info, prepared.schema, weights)
     evaluation = evaluate(model, prepared.held_out, by=experiment.report.by, training=prepared.training_rows)
-    if family := watched(get_family(experiment.family)):
-        evaluation.details["remarks"] = family.remarks(checkpoint.state["history"])
+    if looked_at := watched(get_family(experiment.family)):
+        evaluation.details["remarks"] = looked_at.remarks(checkpoint.state["history"])
         for remark in evaluation.details["remarks"]:
             logging.getLogger(__name__).warning("at the end: %s", remark)
         for name in run.list("samples"):

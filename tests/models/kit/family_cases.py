@@ -88,6 +88,7 @@ def _pictures(folder: Path) -> dict[str, Any]:
         image.save(folder / "pictures" / colour / f"{number:03}.png")
     features = {"image": {"size": [9, 7]}, "label": {}}
     model = {"condition": "label", "hidden_size": 8, "latent_size": 4, "spectral_norm": True}
+    model |= {"loss": "least_squares", "discriminator": {"lr": 0.02}, "generator": {"lr": 0.0005}}
     return {"data": {"source": str(folder / "pictures"), "features": features}, "model": model}
 
 
