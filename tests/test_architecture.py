@@ -25,7 +25,7 @@ FLOORS = [
     {
         "model_ref", "predictor", "generator", "huggingface", "plots", "tracking", "evaluation", "importances",
         "batch_output", "batch_parts", "batch_predict", "batch_generate", "batch_texts", "batch_ray", "augment",
-        "verify", "progress", "train_state", "promotion",
+        "verify", "progress", "train_state", "promotion", "stream",
     },
     {"loop", "report"},
     {"mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer", "model_import"},

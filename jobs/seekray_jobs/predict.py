@@ -7,6 +7,7 @@ import functools
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from seekray import batch_predict, cluster
@@ -14,13 +15,21 @@ from seekray.data.options import Data
 from seekray.log import configure
 from seekray.model_ref import resolve
 from seekray.settings import settings
+from seekray.stream import predict_file
 from seekray_jobs.driver import RowProgress, exit_with
 
 
-def run(model: str, data: str, out: str, *, address: str | None = None, workers: int | None = None) -> dict[str, Any]:
-    """Answers for every row of `data` into `out`: `{rows, rejected, out}`. Raises SeekrayError."""
+def run(
+    model: str, data: str, out: str, *, address: str | None = None, workers: int | None = None, stateful: str | None = None
+) -> dict[str, Any]:
+    """Answers for every row of `data` into `out`: `{rows, rejected, out}`. Raises SeekrayError.
+
+    stateful: the file of the states of a recurrent model, read where it is there and written in the end.
+    """
     configure()
     found = resolve(model, settings())
+    if stateful is not None:
+        return predict_file(found.bundle, Data(source=data), out, Path(stateful))
     connect = functools.partial(cluster.connect, settings(), None, address)
     return batch_predict.predict(
         found.bundle, Data(source=data), out, workers=workers, connect=connect, progress=RowProgress(sys.stderr.isatty())
@@ -35,9 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--address")
+    parser.add_argument("--stateful")
     parser.add_argument("--json", action="store_true", help="accepted for symmetry; the document is always printed")
     given = parser.parse_args(arguments)
-    print(json.dumps(run(given.model, given.data, given.out, address=given.address, workers=given.workers), indent=1))
+    print(
+        json.dumps(
+            run(given.model, given.data, given.out, address=given.address, workers=given.workers, stateful=given.stateful),
+            indent=1,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Predictor:
         self.version, self.hash = version, bundle_hash
         self.sample: list[dict[str, Any]] = sample.get("rows", [])
         self.sample_answers: dict[str, list[Any]] = sample.get("answers", {})
-        self._family = get_family(info["family"])
+        self.family = get_family(info["family"])
         self._device = torch.device(device)
         # On a CPU in float64: float32 answers differ by more than 1e-6 with the size of the batch.
         self._dtype = torch.float64 if self._device.type == "cpu" else torch.float32
@@ -66,7 +66,14 @@ class Predictor:
         """Outputs (B, …, C): one forward pass over all rows given."""
         with torch.inference_mode():
             moved = {k: self._typed(v) for k, v in inputs.items()}
-            return self._family.predict(self._modules, moved).cpu()
+            return self.family.predict(self._modules, moved).cpu()
+
+    def forward_on(self, inputs: Mapping[str, Tensor], state: Any) -> tuple[Tensor, Any]:
+        """Outputs, and the state to go on from, of a family that keeps one; see `stream`."""
+        with torch.inference_mode():
+            moved = {k: self._typed(v) for k, v in inputs.items()}
+            outputs, after = self.family.forward_on(self._modules, moved, state)  # type: ignore[attr-defined]
+            return outputs.cpu(), after
 
     def _typed(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)

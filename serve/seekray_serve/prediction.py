@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from seekray.errors import DataError
 from seekray_serve import openapi
 from seekray_serve.batching import Batcher
 from seekray_serve.http import (
@@ -56,6 +59,8 @@ class PredictionApp(Application):
         )
         self.protocol = InferenceProtocol(predictor)
         self.add("POST", "/v1/predict", self.predict)
+        if hasattr(getattr(predictor, "family", None), "forward_on"):
+            self.add("POST", "/v1/stream", self.stream)
         self.add("GET", "/v1/model", self._constant(openapi.describe(predictor)))
         self.add("GET", "/healthz", self.health)
         self._add_inference_protocol()
@@ -82,17 +87,46 @@ class PredictionApp(Application):
         body = await read_body(scope, receive, self.limits.max_body_bytes)
         job = self.reader.read(parse_json(body))
         answer = await self.batcher.submit(job, job.count)
-        return Response(
-            orjson.dumps(
-                {
-                    "predictions": answer.predictions,
-                    "probabilities": answer.probabilities,
-                    **({} if answer.quantiles is None else {"quantiles": answer.quantiles}),
-                    "model": self.predictor.name,
-                    "version": self.predictor.version,
-                }
-            )
-        )
+        return Response(orjson.dumps(self._answered(answer)))
+
+    async def stream(self, scope: Scope, receive: Receive) -> Response:
+        """`{"rows": [...], "keys": [...], "state": "..."}`: a recurrent model's new steps, and the state of the last call.
+
+        The state travels with the caller (base64), so that any replica can go on. A row holds only the steps that are new;
+        `keys` names the rows' series where there are several.
+        """
+        from seekray.stream import Stream
+
+        require_json(scope)
+        body = parse_json(await read_body(scope, receive, self.limits.max_body_bytes))
+        given = dict(body) if isinstance(body, dict) else {}
+        state, keys = given.pop("state", None), given.pop("keys", None)
+        job = self.reader.read(given)
+        if keys is None:
+            keys = list(range(job.count))
+        if not isinstance(keys, list) or not isinstance(state, str | None):
+            raise DataError("keys must be a list, and state what the last call gave", field="state")
+
+        def work() -> Response:
+            stream = Stream(self.predictor)
+            if state:
+                stream.loads(base64.b64decode(state))
+            columns = job.columns if job.columns is not None else self.reader.columns(job.rows or [])
+            found = stream.predict(columns, keys)
+            answer = Answer(found.predictions, found.probabilities, 0, job.count, found.quantiles)
+            return json_response(self._answered(answer) | {"state": base64.b64encode(stream.dumps()).decode()})
+
+        return await asyncio.get_running_loop().run_in_executor(None, work)
+
+    def _answered(self, answer: Answer) -> dict[str, Any]:
+        """What `predict` and `stream` say."""
+        return {
+            "predictions": answer.predictions,
+            "probabilities": answer.probabilities,
+            **({} if answer.quantiles is None else {"quantiles": answer.quantiles}),
+            "model": self.predictor.name,
+            "version": self.predictor.version,
+        }
 
     async def health(self, scope: Scope, receive: Receive) -> Response:
         """This replica serves, and what; `queued` requests wait in it, `rows` it has computed since it started."""

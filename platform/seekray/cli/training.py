@@ -88,12 +88,15 @@ def predict(
     target: Annotated[str, typer.Option("--out", help="A .parquet, .csv or .jsonl file, or a folder of parts.")],
     address: Address = None,
     workers: Annotated[int | None, typer.Option(help="Processes with the model loaded; default by size.")] = None,
+    stateful: Annotated[
+        str | None, typer.Option(help="Recurrent models: feed the rows as steps, carrying states on from and to this file.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Predict every row of a file, a folder or an object store; large data streams over Ray Data."""
     from seekray_jobs import predict as job
 
-    done = job.run(model, data, target, address=address, workers=workers)
+    done = job.run(model, data, target, address=address, workers=workers, stateful=stateful)
     out(done, json, lambda: f"{done['rows']:,} rows → {done['out']}  ({done['rejected']:,} rejected)")
 
 

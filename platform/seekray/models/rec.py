@@ -197,8 +197,25 @@ class Rec(Supervised):
             return {"loss": float(loss.sum() / steps), "accuracy": float(rows["right"].sum() / steps)}
         return {"loss": float(loss.mean()), "mae": float(rows["absolute"].double().mean())}
 
+    def not_streamable(self, model: Mapping[str, Any]) -> str | None:
+        """Why a model of this config cannot be fed step by step, None where it can."""
+        if model["bidirectional"]:
+            return "it also reads from the end (model.bidirectional)"
+        return None if model["pooling"] == "last" else f"model.pooling is {model['pooling']}, expected last"
+
+    def forward_on(self, modules: Modules, inputs: dict[str, Tensor], state: State | None) -> tuple[Tensor, State]:
+        """`predict` of new steps, from the state that the steps before have left, and the state after them."""
+        net = modules["rec"]
+        assert isinstance(net, SequenceNet)
+        outputs, after = net.run(inputs, state)
+        return self._masked(outputs, inputs), after
+
     def predict(self, modules: Modules, inputs: dict[str, Tensor]) -> Tensor:
-        outputs = super().predict(modules, inputs)
+        return self._masked(super().predict(modules, inputs), inputs)
+
+    @staticmethod
+    def _masked(outputs: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """NaN for the steps that a row does not have."""
         if outputs.ndim == 2:
             return outputs
         beyond = torch.arange(outputs.shape[1], device=outputs.device) >= inputs["length"].to(outputs.device)[:, None]

@@ -1,0 +1,203 @@
+"""A recurrent model from a long table to its bundle: backtest, batch prediction, and steps that come one by one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from training_kit import run_here
+
+from seekray import batch_predict
+from seekray.config import Experiment
+from seekray.data.options import Data
+from seekray.data.prepare import Prepared
+from seekray.errors import UserError
+from seekray.evaluation import as_text, evaluate
+from seekray.predictor import Predictor
+from seekray.report import conclude
+from seekray.storage import Storage
+from seekray.stream import Stream, predict_file
+from seekray.tracking.spool import Tracker
+
+
+def _long(path: Path, steps: int = 160) -> pa.Table:
+    """Two series of a wave with noise, a step a minute, and a label that says whether it rose."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for who in ("a", "b"):
+        y = np.sin(np.arange(steps) / 4 + (who == "b")) + 0.1 * rng.normal(size=steps)
+        when = np.datetime64("2026-01-01T00:00:00") + np.arange(steps) * np.timedelta64(60, "s")
+        rose = np.diff(y, prepend=0) > 0
+        rows.append(pa.table({"who": [who] * steps, "when": when, "y": y, "rose": np.where(rose, "up", "down")}))
+    table = pa.concat_tables(rows)
+    pq.write_table(table, path)
+    return table
+
+
+def _trained(folder: Path, task: str, **model: Any) -> tuple[Experiment, Prepared, Path]:
+    folder.mkdir()
+    _long(folder / "long.parquet")
+    sequence: dict[str, Any] = {"time": "when", "id": "who", "columns": ["y"]}
+    split: dict[str, Any] = {"kind": "random", "test": 0.5, "validation": 0}
+    if task == "forecast":
+        sequence |= {"history": 16, "horizon": 4, "season": 12}
+        split = {"kind": "time", "by": "when", "test": 0.3, "validation": 0.2}
+    data = {"source": str(folder / "long.parquet"), "sequence": sequence, "split": split}
+    given = {
+        "name": "t", "family": "rec", "task": task, "resources": {"workers": 0}, "report": {"importances": False},
+        "data": data | {"target": "y" if task == "forecast" else "rose"},
+        "model": {"hidden_size": 16} | model, "training": {"epochs": 4, "batch_size": 16, "lr": 0.01},
+    }  # fmt: skip
+    experiment = Experiment.model_validate(given)
+    prepared = experiment.prepare()
+    last, run = run_here(experiment, prepared, folder / "run"), Storage(str(folder / "run"))
+    return experiment, prepared, folder / "run" / conclude(experiment, "0" * 12, run, prepared, last, Tracker(run, "t")).bundle
+
+
+@pytest.fixture(scope="module")
+def forecast(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prepared, Path]:
+    return _trained(tmp_path_factory.mktemp("forecast") / "x", "forecast")
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Prepared, Path]:
+    return _trained(tmp_path_factory.mktemp("labels") / "x", "labelling", cell="lstm", num_layers=2)
+
+
+def test_the_backtest_is_the_same_by_hand_and_stands_beside_baselines(forecast: Any) -> None:
+    _, prepared, bundle = forecast
+    predictor = Predictor.load(bundle)
+    held = prepared.held_out
+    found = evaluate(predictor, held, by=["who"])
+    truth, past = np.array(held["y_next"].to_pylist()), np.array(held["y"].to_pylist())
+    answers = np.array(predictor.predict(held).predictions)
+    assert found.metrics["mae"] == pytest.approx(np.abs(answers - truth).mean())
+    assert found.metrics["mae_persistence"] == pytest.approx(np.abs(past[:, -1:] - truth).mean())
+    assert found.metrics["mae_seasonal"] == pytest.approx(np.abs(past[:, 4:8] - truth).mean())
+    assert 0 < found.metrics["mae_ridge"] < found.metrics["mae_persistence"]
+    assert found.metrics["relative_mae"] == pytest.approx(found.metrics["mae"] / found.metrics["mae_persistence"])
+    assert {g["value"] for g in found.groups["who"]} == {"a", "b"}
+    assert len(found.details["by_step"]["ridge"]) == 4
+    assert sum(span["windows"] for span in found.details["spans"]) == len(held)
+    assert found.details["verdict"][0] in as_text(found.as_json())
+    json.dumps(found.as_json())
+
+
+def test_a_baseline_that_wins_is_named(forecast: Any) -> None:
+    _, prepared, bundle = forecast
+    held = prepared.held_out
+    flat = held.set_column(held.column_names.index("y"), "y", pa.array([[0.3] * 16] * len(held)))
+    flat = flat.set_column(flat.column_names.index("y_next"), "y_next", pa.array([[0.3] * 4] * len(held)))
+    (sentence,) = evaluate(Predictor.load(bundle), flat).details["verdict"]
+    assert sentence.startswith("repeating the last value has a mean absolute error of 0 ")
+    assert "the baseline wins" in sentence
+
+
+def test_raw_files_are_framed_as_in_training(forecast: Any, tmp_path: Path) -> None:
+    experiment, _, bundle = forecast
+    predictor = Predictor.load(bundle)
+    table = pq.read_table(experiment.data.source)
+    whole = evaluate(predictor, table)
+    assert whole.rows == 2 * (160 - 16 - 4 + 1)
+    done = batch_predict.predict(bundle, Data(source=experiment.data.source), str(tmp_path / "out.parquet"), workers=0)
+    assert done["rows"] == 2  # a forecast a series, from its end
+    out = pq.read_table(tmp_path / "out.parquet").to_pydict()
+    assert out["who"] == ["a", "b"]
+    last = {w: [v for v, o in zip(table["y"].to_pylist(), table["who"].to_pylist(), strict=True) if o == w][-16:] for w in "ab"}
+    expected = predictor.predict({"y": [last["a"], last["b"]]})
+    assert np.allclose(out["prediction"], expected.predictions, atol=1e-9)
+    assert np.allclose(out["quantile_0.9"], (expected.quantiles or {})["0.9"], atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["forecast", "labels"])
+def test_step_by_step_is_the_whole(kind: str, request: pytest.FixtureRequest) -> None:
+    _, _, bundle = request.getfixturevalue(kind)
+    predictor = Predictor.load(bundle)
+    values = np.random.default_rng(1).normal(size=(2, 11)).tolist()
+    whole = predictor.predict({"y": values}).columns()
+    stream = Stream(predictor)
+    steps = [stream.predict({"y": [[v[0]], [v[1]]]}, ["p", "q"]).columns() for v in zip(*values, strict=True)]
+    for name, column in whole.items():
+        for row in range(2):
+            if kind == "forecast":
+                assert np.allclose(steps[-1][name][row], column[row], atol=1e-6)
+            elif name == "prediction":
+                assert [s[name][row][0] for s in steps] == column[row]
+            else:
+                assert np.allclose([s[name][row][0] for s in steps], column[row], atol=1e-6)
+
+
+def test_states_go_from_call_to_call_through_a_file(labels: Any, tmp_path: Path) -> None:
+    experiment, _, bundle = labels
+    table = pq.read_table(experiment.data.source).sort_by("when")
+    parts = [table.slice(0, 101), table.slice(101)]
+    out: list[dict[str, Any]] = []
+    for i, part in enumerate(parts):
+        pq.write_table(part, tmp_path / f"{i}.parquet")
+        data = Data(source=str(tmp_path / f"{i}.parquet"))
+        done = predict_file(bundle, data, str(tmp_path / f"out{i}.parquet"), tmp_path / "states")
+        assert done["rows"] == len(part)
+        out += pq.read_table(tmp_path / f"out{i}.parquet").to_pylist()
+    predictor = Predictor.load(bundle)
+    for who in "ab":
+        own = table.filter(pc.equal(table["who"], who))
+        whole = predictor.predict({"y": [own["y"].to_pylist()]})
+        found = [row for row in out if row["who"] == who]
+        assert [row["prediction"] for row in found] == whole.predictions[0]
+        assert np.allclose([row["probability_up"] for row in found], (whole.probabilities or {})["up"][0], atol=1e-6)
+
+
+def test_a_state_of_another_model_and_a_model_without_states_are_refused(labels: Any, forecast: Any, tmp_path: Path) -> None:
+    stream = Stream(Predictor.load(labels[2]))
+    stream.predict({"y": [[1.0]]}, ["p"])
+    with pytest.raises(UserError, match="of another model"):
+        Stream(Predictor.load(forecast[2])).loads(stream.dumps())
+    with pytest.raises(UserError, match="not one that a stream wrote"):
+        stream.loads(b"nonsense")
+    both_ways = _trained(tmp_path / "x", "labelling", bidirectional=True)[2]
+    with pytest.raises(UserError, match="cannot be fed step by step: it also reads from the end"):
+        Stream(Predictor.load(both_ways))
+
+
+def test_an_endpoint_hands_the_state_to_the_caller(labels: Any) -> None:
+    from seekray_serve.prediction import PredictionApp
+
+    predictor = Predictor.load(labels[2])
+    app = PredictionApp(predictor)
+
+    async def ask(path: str, body: Any = None) -> Any:
+        sent: list[Any] = []
+        scope = {
+            "type": "http", "method": "POST" if body else "GET", "path": path, "query_string": b"", "root_path": "",
+            "headers": [(b"content-type", b"application/json")],
+        }  # fmt: skip
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope, receive, send)
+        assert sent[0]["status"] == 200, sent
+        return json.loads(b"".join(m.get("body", b"") for m in sent[1:]))
+
+    async def talk() -> None:
+        values = [0.1, -0.4, 0.7]
+        whole = (await ask("/v1/predict", {"rows": [{"y": values}]}))["predictions"][0]
+        state, found = None, []
+        for value in values:
+            answer = await ask("/v1/stream", {"rows": [{"y": [value]}], "keys": ["p"], "state": state})
+            state = answer["state"]
+            found += answer["predictions"][0]
+        assert found == whole
+        assert "/v1/stream" in (await ask("/openapi.json"))["paths"]
+
+    asyncio.run(talk())
