@@ -17,7 +17,7 @@ from seekray.data.package_data import Sample, package_file
 LANGUAGES = (
     "ca", "cs", "da", "de", "es", "et", "fi", "fr", "hr", "hu", "id", "it", "lt", "nb", "nl", "pl", "pt", "ro", "sk", "sv",
 )  # fmt: skip
-LETTERS = re.compile(r"[^\W\d_]{2}")
+SHORTEST = 10
 
 
 def _vowels() -> pa.Table:
@@ -105,18 +105,17 @@ def _catalogue(file: Path) -> dict[str, str]:
 
 
 def _languages() -> pa.Table:
+    """Texts of 10 characters and more that are the same in no two of the languages: others have no one answer."""
     root = package_file("django", "conf/locale", install="django").parent.parent
-    columns: dict[str, list[str]] = {"text": [], "language": [], "message": []}
+    found: dict[str, dict[str, str]] = {}  # text -> language -> message
     for language in LANGUAGES:
-        seen = set()
         for file in sorted(root.glob(f"**/locale/{language}/LC_MESSAGES/*.mo")):
             for message, text in _catalogue(file).items():
-                # What is not translated, such as names, is no text of the language.
-                if message and text != message and text not in seen and LETTERS.search(text):
-                    seen.add(text)
-                    for name, value in (("text", text), ("language", language), ("message", message)):
-                        columns[name].append(value)
-    return pa.table(columns)
+                if message and text != message and len(text) >= SHORTEST:
+                    found.setdefault(text, {}).setdefault(language, message)
+    rows = sorted((*next(iter(by.items())), text) for text, by in found.items() if len(by) == 1)
+    columns = dict(zip(("language", "message", "text"), map(list, zip(*rows, strict=True)), strict=True))
+    return pa.table({name: columns[name] for name in ("text", "language", "message")})
 
 
 def _digit_rows() -> pa.Table:
@@ -152,8 +151,8 @@ SEQUENCES: dict[str, Sample] = {
     ),
     "languages": Sample(
         _languages,
-        14982,
-        f"Short interface texts in {len(LANGUAGES)} languages with the English message each translates: Django's "
+        10326,
+        f"Interface texts of 10 characters and more in {len(LANGUAGES)} languages with the English message each translates: Django's "
         "message catalogues; BSD-3-Clause",
     ),
     "digit-rows": Sample(
