@@ -142,7 +142,12 @@ def test_says_how_it_is_run(file: Path) -> None:
     assert f"#   seekray train examples/{file.name}\n" in file.read_text()
 
 
-@examples
+LONG = {"glucose", "languages", "language-ngrams"}  # 20 s and more, of what the others show in a few
+
+
+@pytest.mark.parametrize(
+    "file", [pytest.param(f, marks=[pytest.mark.slow] if f.stem in LONG else []) for f in EXAMPLES], ids=lambda f: f.stem
+)
 def test_two_epochs_in_this_process(file: Path, tmp_path: Path) -> None:
     short = ["training.epochs=2", "training.max_steps=null", "resources.workers=0"]
     if file.stem in STAND_INS:

@@ -152,8 +152,8 @@ SEQUENCES: dict[str, Sample] = {
     "languages": Sample(
         _languages,
         10326,
-        f"Interface texts of 10 characters and more in {len(LANGUAGES)} languages with the English message each translates: Django's "
-        "message catalogues; BSD-3-Clause",
+        f"Interface texts of 10 characters and more in {len(LANGUAGES)} languages, with the English message that each "
+        "translates: Django's message catalogues; BSD-3-Clause",
     ),
     "digit-rows": Sample(
         _digit_rows,
