@@ -142,6 +142,7 @@ class Decoder:
         self.rows, self.size = rows, min(size, self.config.context_length)
         first = weights.net.embedding.weight
         c = self.config
+        self._heads, self._kv_heads, self._head_dim = c.num_heads, c.kv_heads, c.head_dim
         self._cache = torch.zeros(
             c.num_layers, 2, rows, c.kv_heads, self.size, c.head_dim, dtype=first.dtype, device=first.device
         )  # (L, 2, rows, G, S, D)
@@ -190,7 +191,7 @@ class Decoder:
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Each sequence's newest token, (N,) -> logits (N, V) of the one after it."""
-        n, c = len(self), self.config
+        n, groups, size = len(self), len(self) * self._kv_heads, self._head_dim
         end = max(self.lengths) + 1
         if end > self.size:
             raise ValueError(f"a sequence has {end - 1} tokens, there is room for {self.size}")
@@ -198,18 +199,17 @@ class Decoder:
         places = (self._starts[:n] + positions[:, None]).flatten()
         hidden_columns = None
         if min(self.lengths) + 1 < end:
-            hidden_columns = (self._columns[:end] > positions[:, None]).repeat_interleave(c.kv_heads, 0)[
-                :, None
-            ]  # (N G, 1, end)
-        shared = c.num_heads // c.kv_heads
+            later = self._columns[:end] > positions[:, None]
+            hidden_columns = later.repeat_interleave(self._kv_heads, 0)[:, None]  # (N G, 1, end)
+        shared = self._heads // self._kv_heads
 
         def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
-            self._flat[layer].index_copy_(0, places, kv.reshape(-1, c.head_dim))
-            k, v = self._cache[layer, :, :n].view(2, n * c.kv_heads, self.size, c.head_dim)[:, :, :end]
-            scores = torch.bmm(q.reshape(n * c.kv_heads, shared, c.head_dim), k.transpose(1, 2))  # (N G, H / G, end)
+            self._flat[layer].index_copy_(0, places, kv.reshape(-1, size))
+            k, v = self._cache[layer, :, :n].view(2, groups, self.size, size)[:, :, :end]
+            scores = torch.bmm(q.reshape(groups, shared, size), k.transpose(1, 2))  # (N G, H / G, end)
             if hidden_columns is not None:
                 scores.masked_fill_(hidden_columns, -math.inf)
-            return torch.bmm(scores.softmax(-1), v).view(n, c.num_heads, c.head_dim)
+            return torch.bmm(scores.softmax(-1), v).view(n, -1, size)
 
         logits = self.weights.head(self._hidden(torch.tensor(tokens, device=self._cache.device), positions, attend))
         self.lengths = [length + 1 for length in self.lengths]
@@ -226,27 +226,28 @@ class Decoder:
 
     def _hidden(self, tokens: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
         """Tokens and their positions (M,) -> normalised states (M, C); `attend(layer, q, kv)` gives (M, H, D)."""
-        net, c = self.weights.net, self.config
-        queries, turning = c.num_heads * c.head_dim, (c.num_heads + c.kv_heads) * c.head_dim
-        x = net.embed(tokens, positions)
-        turns = None if self.weights.turns is None else self.weights.turns[positions][:, None]  # (M, 1, D / 2)
-        for number, layer in enumerate(self.weights.layers):
-            qkv = layer.qkv(layer.attention_norm(x) if c.norm_first else x)
+        weights, first, ffn, size = self.weights, self.config.norm_first, self.config.ffn, self._head_dim
+        queries, turning = self._heads * size, (self._heads + self._kv_heads) * size
+        count = len(positions)
+        x = weights.net.embed(tokens, positions)
+        turns = None if weights.turns is None else weights.turns[positions][:, None]  # (M, 1, D / 2)
+        for number, layer in enumerate(weights.layers):
+            qkv = layer.qkv(layer.attention_norm(x) if first else x)
             if turns is not None:
-                pairs = qkv[:, :turning].view(len(x), -1, c.head_dim // 2, 2)
+                pairs = qkv[:, :turning].view(count, -1, size // 2, 2)
                 if qkv.dtype == torch.float32:
                     torch.view_as_complex(pairs).mul_(turns)
                 else:
                     pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * turns))
-            q, kv = qkv[:, :queries].view(len(x), -1, c.head_dim), qkv[:, queries:].view(len(x), 2, -1, c.head_dim)
+            q, kv = qkv[:, :queries].view(count, -1, size), qkv[:, queries:].view(count, 2, -1, size)
             y = layer.out(attend(number, q, kv).flatten(1))
-            x = x.add_(y) if c.norm_first else layer.attention_norm(x + y)
-            y = layer.up(layer.ffn_norm(x) if c.norm_first else x)
-            if c.ffn == "swiglu":
+            x = x.add_(y) if first else layer.attention_norm(x + y)
+            y = layer.up(layer.ffn_norm(x) if first else x)
+            if ffn == "swiglu":
                 gate, y = y.chunk(2, dim=-1)
                 y = F.silu(gate).mul_(y)
             else:
-                y = F.relu(y) if c.ffn == "relu" else F.gelu(y)
+                y = F.relu(y) if ffn == "relu" else F.gelu(y)
             y = layer.down(y)
-            x = x.add_(y) if c.norm_first else layer.ffn_norm(x + y)
-        return self.weights.norm(x)
+            x = x.add_(y) if first else layer.ffn_norm(x + y)
+        return weights.norm(x)
