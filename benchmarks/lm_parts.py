@@ -77,7 +77,7 @@ def bz(data: bytes) -> bytes:
     return bz2.compress(data, 9)
 
 
-def kneser_ney(train_text: bytes, test: bytes, order: int = 8, discount: float = 0.75) -> float:
+def kneser_ney(train_text: bytes, test: bytes, order: int = 8, discount: float = 0.9) -> float:
     """Bits per byte of interpolated Kneser-Ney (Chen and Goodman 1998) over bytes, with contexts of order - 1 bytes."""
     counts: list[dict[bytes, dict[int, int]]] = [defaultdict(lambda: defaultdict(int)) for _ in range(order)]
     for i in range(len(train_text)):

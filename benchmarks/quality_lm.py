@@ -26,6 +26,7 @@ from benchmarks.lm_parts import bz, kneser_ney, primed, train, unigrams, xz
 from benchmarks.quality import write as write_between
 from seekray import experiment_file
 from seekray.config import Experiment
+from seekray.data.prepare import Prepared
 from seekray.evaluation import evaluate
 from seekray.generator import Generator
 from seekray.model_ref import with_base
@@ -54,14 +55,21 @@ def pydocs(seed: int, folder: Path | None = None) -> dict[str, float]:
     assert isinstance(model, Generator)
     found = {"seekray": evaluate(model, prepared.held_out, resamples=0).metrics["bits_per_byte"], "cpu_seconds": seconds}
     if seed == 0:
-        stream = prepared.train.read(0, prepared.train.size)  # type: ignore[attr-defined]
-        before = prepared.schema.tokenizer.decode(stream.tolist()).encode()  # type: ignore[attr-defined]
+        before = _text(prepared)
         after = "\n\n".join(prepared.held_out["text"].to_pylist()).encode()
         found |= {
             "unigrams": unigrams(before, after), "8-gram Kneser-Ney": kneser_ney(before, after),
             "xz, primed": primed(xz, before, after), "bzip2, primed": primed(bz, before, after),
         }  # fmt: skip
     return found
+
+
+def _text(prepared: Prepared) -> bytes:
+    """The training text, its documents separated as the held-out ones are."""
+    tokenizer: Any = prepared.schema.tokenizer  # type: ignore[attr-defined]
+    stream = prepared.train.read(0, prepared.train.size)  # type: ignore[attr-defined]
+    ends = np.flatnonzero(stream == tokenizer.end)
+    return "\n\n".join(filter(None, (tokenizer.decode(part[1:].tolist()) for part in np.split(stream, ends)))).encode()
 
 
 def questions(base: Path, folder: Path, seed: int) -> dict[str, float]:

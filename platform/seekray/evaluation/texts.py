@@ -60,7 +60,8 @@ def evaluate(model: Generator, table: pa.Table, *, by: Sequence[str] = (), resam
         raise DataError(f"no row has a text in {' and '.join(map(repr, names))}")
     kept = [[column[row] for row in good] for column in columns]
     if response is None:
-        encoded = [([schema.tokenizer.end, *ids, schema.tokenizer.end], 1) for ids in schema.tokenizer.encode(kept[0])]
+        first = [] if schema.first_id is None else [schema.first_id]
+        encoded = [([*first, *ids, schema.tokenizer.end], 1) for ids in schema.tokenizer.encode(kept[0])]
         sizes = np.array([len(text.encode()) for text in kept[0]])
     else:
         prompts = schema.encode_prompts(kept[0])

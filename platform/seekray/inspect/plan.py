@@ -105,7 +105,11 @@ def _read(experiment: Experiment, refused: list[str]) -> Read:
         if (size is None or size <= EXACT_BYTES) and (source.count() or 0) <= 200_000:
             prepared = experiment.prepare()
             train, validation = len(prepared.train), len(prepared.validation)
-            parts = {"train": train, "validation": validation, "test": prepared.rows - train - validation}
+            parts = {
+                "train": train,
+                "validation": validation,
+                "test": len(prepared.held_out) if prepared.held_out_name == "test" else 0,
+            }
             rejected = len({r["row"] for r in prepared.rejected})
             return Read(prepared.schema, parts, prepared.rows, False, size, rejected, prepared, tuple(prepared.warnings))
         names = used_columns(data, source.schema.names)
