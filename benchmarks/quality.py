@@ -43,7 +43,8 @@ from seekray.data import split as splits
 from seekray.data.options import Split
 from seekray.data.prepare import prepare
 from seekray.data.sources import open_source
-from seekray.predictor import Predictor, build
+from seekray.loaded import build
+from seekray.predictor import Predictor
 from seekray.session import LocalSession, Point
 from seekray.storage import Storage
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"config", "experiment_file"},
     {"manifest", "checkpoint", "bundle", "session", "shared_sum"},
     {
-        "model_ref", "predictor", "generator", "huggingface", "plots", "tracking", "evaluation", "importances",
+        "model_ref", "loaded", "predictor", "generator", "huggingface", "plots", "tracking", "evaluation", "importances",
         "batch_output", "batch_parts", "batch_predict", "batch_generate", "batch_texts", "batch_ray", "augment",
         "verify", "progress", "train_state", "promotion", "stream",
     },

@@ -333,7 +333,7 @@ def test_evaluate_job_writes_plots_and_a_document(tmp_path: Path, home: Path) ->
 
     table = people(200)
     predictor = train(table, "kind", features=FEATURES)
-    tensors = named_tensors(predictor._modules)
+    tensors = named_tensors(predictor.modules)
     config = NetConfig(hidden_size=(32,)).model_dump(mode="json")
     info = {"name": "people", "family": "net", "task": "classification", "model": config}
     bundle.write(Storage(str(tmp_path)), "bundle", info, predictor.schema, tensors, {"rows": [], "answers": {}})

@@ -13,11 +13,9 @@ from seekray import bundle as bundles
 from seekray.data.schema import Schema
 from seekray.data.values import json_value
 from seekray.errors import UserError
-from seekray.model_ref import resolve
-from seekray.models import get_family
-from seekray.models.family import Generative, Modules, Textual
-from seekray.predictor import Predictor, build
-from seekray.settings import settings
+from seekray.loaded import LoadedModel, build
+from seekray.models.family import Generative, Textual
+from seekray.predictor import Predictor
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,45 +23,15 @@ if TYPE_CHECKING:
     from seekray.models.texts import Piece
 
 
-class Generator:
+class Generator(LoadedModel):
     """A loaded bundle whose family has `generate`."""
 
-    def __init__(
-        self,
-        modules: Modules,
-        schema: Schema,
-        info: Mapping[str, Any],
-        sample: Mapping[str, Any],
-        *,
-        name: str | None = None,
-        version: str | None = None,
-        bundle_hash: str = "",
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.schema, self.info, self.task = schema, info, schema.task
-        self.name: str = name or info["name"]
-        self.version, self.hash = version, bundle_hash
-        self.sample = sample
-        self._family = cast("Generative", get_family(info["family"]))
-        self.device = torch.device(device)
-        self.modules = {k: m.eval().requires_grad_(False).to(self.device) for k, m in modules.items()}
+    family: Generative
 
-    @classmethod
-    def load(
-        cls, model: Path | str, *, name: str | None = None, version: str | None = None, device: str | None = None
-    ) -> Generator:
-        """A bundle folder or any other MODEL. Raises ModelNotFoundError, CorruptError."""
-        folder = Path(model)
-        if not folder.is_dir():
-            found = resolve(str(model), settings())
-            folder, name, version = found.bundle, name or found.name, version or found.version
-        bundle = bundles.load(folder)
-        modules = build(bundle.info, bundle.schema, bundle.tensors)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(
-            modules, bundle.schema, bundle.info, bundle.sample,
-            name=name, version=version, bundle_hash=bundle.hash, device=device,
-        )  # fmt: skip
+    @property
+    def sample(self) -> Mapping[str, Any]:
+        """Requests with the answers given when the bundle was saved."""
+        return self.kept
 
     def generate(self, prompts: Sequence[str | Sequence[int]] | str | None = None, **request: Any) -> pa.Table:
         """What is asked for; the fields are those of the family's `Request`. Raises UserError for another field or value.
@@ -73,7 +41,7 @@ class Generator:
         if prompts is not None:
             request["prompts"] = [prompts] if isinstance(prompts, str) else prompts
         with torch.inference_mode():
-            return self._family.generate(self.modules, self.schema, self.request(request))
+            return self.family.generate(self.modules, self.schema, self.request(request))
 
     def pieces(self, **request: Any) -> Iterator[Piece]:
         """Every token of what is asked for, as it is made. Raises UserError, also for a model of something else than texts."""
@@ -91,19 +59,19 @@ class Generator:
             return self._textual().logits(self.modules, tokens)[0].cpu()
 
     def _textual(self) -> Textual:
-        if not hasattr(self._family, "stream"):
+        if not hasattr(self.family, "stream"):
             raise UserError(f"{self.name} does not make texts (family {self.info['family']}, task {self.task})")
-        return cast("Textual", self._family)
+        return cast("Textual", self.family)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of what may be asked for."""
-        return tuple(self._family.Request.model_fields)
+        return tuple(self.family.Request.model_fields)
 
     def request(self, given: Mapping[str, Any]) -> Any:
         """A checked request. Raises UserError."""
         try:
-            return self._family.Request.model_validate(given)
+            return self.family.Request.model_validate(given)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or "request"
@@ -111,14 +79,14 @@ class Generator:
 
     def examples(self, held_out: pa.Table) -> dict[str, Any]:
         """`sample.json`: a few requests with their answers."""
-        requests = self._family.examples(self.schema, held_out)
+        requests = self.family.examples(self.schema, held_out)
         return {"requests": requests, "answers": [json_rows(self.generate(**r)) for r in requests]}
 
 
 def load_model(folder: Path | str, **how: Any) -> Predictor | Generator:
-    """A bundle as what it is: a predictor where something is predicted, else a generator. Arguments as those of `load`."""
+    """A bundle as what it is: a predictor where something is predicted, else a generator. Arguments as those of `of`."""
     bundle = bundles.load(Path(folder))
-    return (Predictor if bundle.schema.targets else Generator).load(folder, **how)
+    return (Predictor if bundle.schema.targets else Generator).of(bundle, **how)
 
 
 def json_rows(table: pa.Table) -> list[dict[str, Any]]:

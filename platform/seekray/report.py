@@ -70,7 +70,7 @@ def conclude(
         for plot in sorted(Path(folder).glob("*.png")):
             tracker.file(plot, f"plots/{plot.name}")
             run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
-    _log_reports(experiment, run_id, digest, info, prepared, evaluation, importances, tracker, run)
+    _log_reports(digest, info, prepared, evaluation, importances, tracker, run)
     return Concluded("bundle", digest, dict(evaluation.metrics))
 
 
@@ -114,8 +114,6 @@ def _plots(
 
 
 def _log_reports(
-    experiment: Experiment,
-    run_id: str,
     digest: str,
     info: dict[str, Any],
     prepared: Prepared,
@@ -139,4 +137,3 @@ def _log_reports(
     for name, text in texts.items():
         tracker.text(name, text)
         run.write_bytes(name, text.encode())
-    del experiment, run_id
