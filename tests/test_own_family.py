@@ -22,7 +22,7 @@ from seekray import experiment_file, parcel
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
 from seekray.errors import ConfigError
-from seekray.models import get_family, module_folder
+from seekray.models import FAMILIES, get_family, module_folder
 from seekray.predictor import Predictor
 from seekray.report import conclude
 from seekray.storage import Storage
@@ -50,6 +50,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _experiment(*changes: str) -> Experiment:
     return experiment_file.load("radial.yaml", ["resources.workers=0", "training.epochs=30", *changes])
+
+
+def test_the_page_lists_every_family_with_its_tasks() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", PAGE.read_text(), re.M)
+    assert {name: tuple(tasks.split(", ")) for name, tasks in rows} == {name: get_family(name).tasks for name in FAMILIES}
 
 
 def test_it_has_forty_lines() -> None:

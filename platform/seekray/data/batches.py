@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seekray.data.parse import Array
 from seekray.data.prepare import Arrays
 
 if TYPE_CHECKING:
@@ -52,19 +54,18 @@ def table_batches(arrays: Arrays, training: Training, *, evaluate: bool = False,
     return TableBatches(arrays, batch_size=training.batch_size, parts=training.accumulate, seed=training.seed, **where)
 
 
-class TableBatches:
-    """Batches of rows that fit in memory (or in a memory map).
+class RankBatches(ABC):
+    """A rank's share of each global batch, with a position that can be saved.
 
-    Each epoch visits each row once in an order that depends on the seed and the epoch alone, so a
-    run with another number of workers sees the same global batches. Iterating goes on from the
-    saved position and ends with the epoch.
+    Which rows a step has depends on the seed and the epoch alone, so that a run with another number of workers sees the
+    same global batches. Iterating goes on from the saved position and ends with the epoch.
 
-    arrays: the rows; batch_size: rows of a step over all ranks; parts: pieces a step is split into.
+    batch_size: rows of a step over all ranks; parts: pieces a step is split into.
     """
 
     def __init__(
         self,
-        arrays: Arrays,
+        num_rows: int,
         *,
         batch_size: int,
         parts: int = 1,
@@ -76,21 +77,13 @@ class TableBatches:
         dtype: torch.dtype = torch.float32,
         pin_memory: bool = False,
     ) -> None:
-        self.num_rows = len(arrays.rows)
-        self.batch_size = batch_size
-        self.steps_per_epoch = -(-self.num_rows // batch_size)
-        self._inputs = {k: self._typed(as_tensor(v), dtype) for k, v in arrays.inputs.items()}
-        self._targets = None if arrays.targets is None else self._typed(as_tensor(arrays.targets), dtype)
-        self._rows = as_tensor(arrays.rows)
+        self.num_rows, self.batch_size = num_rows, batch_size
+        self.steps_per_epoch = -(-num_rows // batch_size)
         self._parts, self._seed, self._shuffle = parts, seed, shuffle
         self._rank, self._world_size = rank, world_size
-        self._device, self._pin = torch.device(device), pin_memory
+        self._device, self._dtype, self._pin = torch.device(device), dtype, pin_memory
         self.epoch = 0
         self.step = 0
-
-    @staticmethod
-    def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != dtype else tensor
 
     def state_dict(self) -> dict[str, int]:
         """The position: epoch and steps done in it."""
@@ -100,23 +93,59 @@ class TableBatches:
         """Go on from a saved position."""
         self.epoch, self.step = state["epoch"], state["step"]
 
-    def _order(self) -> Tensor:
-        if not self._shuffle:
-            return torch.arange(self.num_rows)
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
-        return torch.randperm(self.num_rows, generator=generator)
+    @abstractmethod
+    def _order(self) -> Callable[[int], Tensor]:
+        """The rows of each step of this epoch: step -> row numbers."""
+
+    @abstractmethod
+    def _batch(self, index: Tensor, global_rows: int, last: bool) -> Batch:
+        """The batch of these rows."""
+
+    def _count(self, index: Tensor) -> int:
+        """What the loss of a step with these rows is divided by."""
+        return len(index)
+
+    def _slices(self, order: Tensor) -> Callable[[int], Tensor]:
+        """The steps of an order of all rows."""
+        return lambda step: order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def __iter__(self) -> Iterator[Batch]:
-        order = self._order()
+        rows_of = self._order()
         while self.step < self.steps_per_epoch:
-            index = order[self.step * self.batch_size : (self.step + 1) * self.batch_size]
+            index = rows_of(self.step)
             self.step += 1
+            total = self._count(index)
             # Parts are cut before ranks, so that a part holds the same rows whatever the number of workers.
             parts = index.tensor_split(self._parts) if self._parts > 1 else (index,)
             for number, part in enumerate(parts):
-                mine = part[self._rank :: self._world_size]
-                yield self._batch(mine, len(index), number == len(parts) - 1)
+                yield self._batch(part[self._rank :: self._world_size], total, number == len(parts) - 1)
         self.epoch, self.step = self.epoch + 1, 0
+
+    def _typed(self, array: Array) -> Tensor:
+        """A tensor on the same memory, or of the run's precision."""
+        tensor = as_tensor(array)
+        return tensor.to(self._dtype) if tensor.is_floating_point() and tensor.dtype != self._dtype else tensor
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        if self._device.type == "cpu":
+            return tensor
+        return (tensor.pin_memory() if self._pin else tensor).to(self._device, non_blocking=self._pin)
+
+
+class TableBatches(RankBatches):
+    """Batches of rows that fit in memory (or in a memory map); an epoch visits each row once, in an order of its own."""
+
+    def __init__(self, arrays: Arrays, **where: Any) -> None:
+        super().__init__(len(arrays.rows), **where)
+        self._inputs = {k: self._typed(v) for k, v in arrays.inputs.items()}
+        self._targets = None if arrays.targets is None else self._typed(arrays.targets)
+        self._rows = as_tensor(arrays.rows)
+
+    def _order(self) -> Callable[[int], Tensor]:
+        if not self._shuffle:
+            return self._slices(torch.arange(self.num_rows))
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self.epoch)
+        return self._slices(torch.randperm(self.num_rows, generator=generator))
 
     def _batch(self, index: Tensor, global_rows: int, last: bool) -> Batch:
         return Batch(
@@ -126,10 +155,3 @@ class TableBatches:
             global_rows=global_rows,
             last=last,
         )
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        if self._device.type == "cpu":
-            return tensor
-        if self._pin:
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=self._pin)
