@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seekray.models.products import ONEDNN
 from seekray.models.transformer import Transformer, TransformerConfig
 
 FEW_ROWS = 3  # up to here a product with the transposed matrix is the fastest, beyond it oneDNN's
@@ -27,7 +28,7 @@ class Packed:
         self.transposed = weight.t().contiguous()
         self.bias = bias
         self._blocked: Tensor | None = None
-        self._blocks = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.enabled
+        self._blocks = weight.device.type == "cpu" and weight.dtype == torch.float32 and ONEDNN
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._blocks and x.shape[0] > FEW_ROWS:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seekray.models.family import ModelConfig
+from seekray.models.products import Linear, linear
 
 
 class TransformerConfig(ModelConfig):
@@ -101,8 +102,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.num_heads, config.kv_heads, config.head_dim
         # One product for queries, keys and values: rows are H·D of Q, then G·D of K, then G·D of V.
-        self.qkv = nn.Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.bias)
-        self.out = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=config.bias)
+        self.qkv = Linear(config.hidden_size, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=config.bias)
+        self.out = Linear(self.heads * self.head_dim, config.hidden_size, bias=config.bias)
         self.dropout = config.dropout
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,8 +132,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.kind, inner = config.ffn, config.inner_size
-        self.up = nn.Linear(config.hidden_size, inner * (2 if self.kind == "swiglu" else 1), bias=config.bias)
-        self.down = nn.Linear(inner, config.hidden_size, bias=config.bias)
+        self.up = Linear(config.hidden_size, inner * (2 if self.kind == "swiglu" else 1), bias=config.bias)
+        self.down = Linear(inner, config.hidden_size, bias=config.bias)
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gate and up. Two products, since silu of one half of each row takes several times as long as of whole rows."""
@@ -186,7 +187,7 @@ class Transformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = _norm(config) if config.norm_first else nn.Identity()
-        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, self.vocab_size, bias=False)
+        self.head = None if config.tie_embeddings else Linear(config.hidden_size, self.vocab_size, bias=False)
         self.register_buffer("rope", rope_tables(config) if config.position == "rope" else None, persistent=False)
         waves = sinusoids(config.context_length, config.hidden_size) if config.position == "sinusoidal" else None
         self.register_buffer("waves", waves, persistent=False)
@@ -237,7 +238,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)."""
-        return F.linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
+        return linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
 
     def forward(self, tokens: Tensor, *, causal: bool = True, lengths: Tensor | None = None) -> Tensor:
         """Logits, (B, T) -> (B, T, V); see `hidden`."""
