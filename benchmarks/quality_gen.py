@@ -170,8 +170,9 @@ def markdown(results: Mapping[str, Sequence[Mapping[str, float]]], gains: Mappin
             bound, lower = targets.get(key, (None, True))
             worst = (min if lower else max)(f[key] for f in found)
             met = "" if bound is None else "met" if (value >= bound if lower else value <= bound) else "**missed**"
+            shown = f"{value:.3f}" if bound is None else f"{value:.3f} ({worst:.3f})"
             text = "" if bound is None else f"{'≥' if lower else '≤'} {bound:g}"
-            lines.append(f"| {name} ({len(found)}) | {key} | {value:.3f} ({worst:.3f}) | {text} | {met} |")
+            lines.append(f"| {name} ({len(found)}) | {key} | {shown} | {text} | {met} |")
     if gains:
         lines += [
             "", "Real rows alone, and with synthetic rows (`data.augment`): accuracy of `examples/NAME.yaml` on the test rows.",

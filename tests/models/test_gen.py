@@ -170,6 +170,21 @@ def test_rows_obey_the_schema(tmp_path: Path) -> None:
         assert set(made[name].to_pylist()) <= set(real[name].to_pylist())
 
 
+def test_numbers_keep_their_unit(tmp_path: Path) -> None:
+    """Weights in steps of 25 and prices that end in 0.05 come back so."""
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {"grams": rng.integers(100, 200, 90) * 25, "price": (rng.integers(1, 99, 90) * 0.05).round(2), "x": rng.random(90)}
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    given = experiment(tmp_path / "t.parquet", "rows", data={"features": None})
+    schema = prepare_for(given).schema
+    made = schema.table(rng.normal(size=(500, schema.num_outputs)), np.zeros((500, 0)), 0)  # type: ignore[attr-defined]
+    assert not (made["grams"].to_numpy() % 25).any()
+    assert np.allclose(made["price"].to_numpy() * 20, (made["price"].to_numpy() * 20).round())
+    assert len(np.unique(made["x"].to_numpy())) > 450
+
+
 def test_where_gives_what_was_asked_for(tmp_path: Path) -> None:
     """A condition is given, other columns are drawn until they fit; the rest stays what it was for that seed."""
     model = untrained("rows", tmp_path)

@@ -52,7 +52,7 @@ def fit(name: str, kind: str, column: Any, kind_of_file: Any, options: FeatureOp
         if not len(usable):
             usable = np.zeros(1)
         state = {"quantiles": _quantiles(usable), "missing": len(usable) < len(values), "type": str(kind_of_file)}
-        state |= {"step": _step(usable)} if kind == "timestamp" else {"decimals": _decimals(usable, kind_of_file)}
+        state |= {"step": _step(usable)} if kind == "timestamp" else _resolution(usable, kind_of_file)
         return Feature(name, kind, usable[0].item() if kind == "numeric" else None, None, state), notes
     if kind == "boolean":
         found = booleans(column, name, Rejects())
@@ -88,6 +88,15 @@ def _decimals(values: Array, kind: Any) -> int | None:
         if (np.round(few, digits) == few).all():
             return digits
     return None
+
+
+def _resolution(values: Array, kind: Any) -> dict[str, int | None]:
+    """Decimals, and the unit in the last of them that all values are multiples of (weights in steps of 25, say)."""
+    digits = _decimals(values, kind)
+    scaled = np.abs(np.round(values * 10.0 ** (digits or 0)))
+    if digits is None or scaled.max() >= 2**53:
+        return {"decimals": digits, "unit": 1}
+    return {"decimals": digits, "unit": int(np.gcd.reduce(scaled.astype(np.int64))) or 1}
 
 
 def _step(values: Array) -> float:
@@ -163,7 +172,8 @@ def decode(feature: Feature, made: Array) -> pa.Array:
     if feature.kind == "timestamp":
         return _time(np.clip(np.round(values / state["step"]) * state["step"], knots[0], knots[-1]), lacking, state)
     if state["decimals"] is not None:
-        values = np.clip(np.round(values, state["decimals"]), knots[0], knots[-1])
+        unit = state["unit"] / 10.0 ** state["decimals"]
+        values = np.clip(np.round(np.round(values / unit) * unit, state["decimals"]), knots[0], knots[-1])
     return _typed(pa.array(values, mask=lacking), state["type"])
 
 

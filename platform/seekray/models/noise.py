@@ -38,9 +38,8 @@ def _mixed(x: Tensor) -> Tensor:
 
 def _hashed(stream: int, rows: Tensor, size: int) -> Tensor:
     """int64 (B, size), each bit as good as random."""
-    start = _mixed(rows.long() * _ROW + _signed(stream * _GOLDEN + 1))  # (B,)
-    places = torch.arange(1, size + 1, device=rows.device) * _GOLDEN
-    return _mixed(start[:, None] + places)
+    start = rows.long() * _ROW + _signed(stream * _GOLDEN + 1)  # (B,)
+    return _mixed(start[:, None] + torch.arange(1, size + 1, device=rows.device) * _GOLDEN)
 
 
 def uniform(stream: int, rows: Tensor, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
