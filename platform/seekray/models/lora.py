@@ -6,11 +6,11 @@ import copy
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from seekray.models.family import ModelConfig
+from seekray.models.products import linear
 
 A, B = "lora_a", "lora_b"
 
@@ -37,8 +37,8 @@ class LoraLinear(nn.Linear):
         nn.init.kaiming_uniform_(self.lora_a, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        adapted = F.linear(F.linear(self.dropout(x), self.lora_a), self.lora_b)
-        return F.linear(x, self.weight, self.bias) + adapted * self.scale
+        adapted = linear(linear(self.dropout(x), self.lora_a), self.lora_b)
+        return linear(x, self.weight, self.bias) + adapted * self.scale
 
 
 def add_adapters(module: nn.Module, config: LoraConfig) -> nn.Module:

@@ -137,12 +137,12 @@ class FeedForward(nn.Module):
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gate and up. Two products, since silu of one half of each row takes several times as long as of whole rows."""
-        if type(self.up) is not nn.Linear:  # an adapter
+        if type(self.up) is not Linear:  # an adapter
             gate, up = self.up(x).chunk(2, dim=-1)
             return gate, up
         gates, ups = self.up.weight.chunk(2)
         biases = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
-        return F.linear(x, gates, biases[0]), F.linear(x, ups, biases[1])
+        return linear(x, gates, biases[0]), linear(x, ups, biases[1])
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         if self.kind == "swiglu":
