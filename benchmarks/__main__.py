@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 ALL = (
-    "data", "training", "training_lm", "startup", "serving", "batch_predict", "quality", "quality_images", "quality_lm",
+    "data", "training", "training_lm", "startup", "serving", "batch_predict", "quality", "quality_images",
+    "quality_rec", "training_rec", "quality_lm",
     "quality_gen", "init_defaults", "generation",
 )  # fmt: skip
 

@@ -88,6 +88,7 @@ def test_the_backtest_is_the_same_by_hand_and_stands_beside_baselines(forecast: 
     assert sum(span["windows"] for span in found.details["spans"]) == len(held)
     assert found.details["verdict"][0] in as_text(found.as_json())
     json.dumps(found.as_json())
+    assert (bundle.parent / "plots" / "forecast.png").exists()
 
 
 def test_a_baseline_that_wins_is_named(forecast: Any) -> None:

@@ -231,9 +231,34 @@ def correlations(found: Mapping[str, Any], path: Path | str) -> Path:
     return _save(figure, path)
 
 
+def forecast(details: Mapping[str, Any], path: Path | str) -> Path:
+    """Error by step ahead beside the baselines, and a few windows: past, truth, median and the outer quantiles."""
+    examples = list(details["examples"])[:2]
+    figure, axes = _figure(1 + len(examples), width=4.8, height=3.8)
+    colours = {"model": BLUE, "persistence": GREY, "seasonal": "#a3a3a3", "ridge": ORANGE}
+    for name, errors in details["by_step"].items():
+        axes[0].plot(range(1, len(errors) + 1), errors, color=colours[name], label=name, linewidth=1.8)
+    axes[0].set(xlabel="steps ahead", ylabel="mean absolute error")
+    axes[0].legend(frameon=False)
+    for axis, example in zip(axes[1:], examples, strict=True):
+        past, truth, quantiles = example.get("past", []), example["truth"], example["quantiles"]
+        ahead = range(1, len(truth) + 1)
+        axis.plot(range(1 - len(past), 1), [float("nan") if v is None else v for v in past], color=GREY, linewidth=1.2)
+        axis.plot(ahead, truth, color=GREY, linewidth=1.2, linestyle="--", label="truth")
+        low, *_, high = list(quantiles)
+        if low != high:
+            axis.fill_between(ahead, quantiles[low], quantiles[high], color="#dbeafe", label=f"{low} to {high}")
+        axis.plot(ahead, quantiles["0.5"], color=BLUE, linewidth=1.8, label="median")
+        axis.set_xlabel("steps from the origin")
+        axis.legend(frameon=False)
+    return _save(figure, path)
+
+
 def result(evaluation: Evaluation, folder: Path | str) -> list[Path]:
     """The figures of an evaluation that it has the numbers of; returns their paths."""
     folder = Path(folder)
+    if evaluation.task == "forecast":
+        return [forecast(evaluation.details, folder / "forecast.png")]
     if evaluation.residuals is not None:
         shown = evaluation.residuals
         return [residuals(shown["target"], shown["prediction"], folder / "residuals.png")]

@@ -42,6 +42,9 @@ class SequenceBatches(RankBatches):
         tensors = {k: self._typed(v) for k, v in arrays.inputs.items()}
         self._ragged = {k: v for k, v in tensors.items() if k in RAGGED}
         self._plain = {k: v for k, v in tensors.items() if k not in RAGGED}
+        if len(arrays) and bool((self._lengths == longest).all()):  # windows: nothing to pad, so rows are taken whole
+            self._plain |= {k: v.view(len(arrays), longest, *v.shape[1:]) for k, v in self._ragged.items()}
+            self._ragged = {}
         self._targets = None if arrays.targets is None else self._typed(arrays.targets)
         self._labelled = arrays.labelled
         self._known = self._steps_known() if arrays.labelled else None
