@@ -60,6 +60,7 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
         try:
             if place is None:
                 ray.init(
+                    address="local",  # without, Ray joins whatever cluster was last started on this machine
                     num_cpus=worker_processes(resources) if resources else None,
                     include_dashboard=False,
                     log_to_driver=False,

@@ -1,0 +1,50 @@
+"""Which Ray a command uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ASK = (
+    "import ray\n"
+    "from seekray.cluster import connect\n"
+    "from seekray.settings import read_settings\n"
+    "with connect(read_settings({})):\n"
+    "    print('GCS', ray.get_runtime_context().gcs_address)\n"
+)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_ray_that_someone_started_on_this_machine_is_left_alone(tmp_path: Path) -> None:
+    """Without an address, a command starts a Ray of its own; only RAY_ADDRESS, --address or `serve up` share one."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"RAY_TMPDIR": folder}
+    ray = Path(sys.executable).with_name("ray")
+    head = [ray, "start", "--head", "--port=0", "--num-cpus=1", "--include-dashboard=false", "--disable-usage-stats"]
+    subprocess.run(head, env=environment, check=True, capture_output=True)
+    theirs = Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", ASK], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+        )
+        ours = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("GCS"))
+        assert ours != theirs
+    finally:
+        _end(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(folder: str) -> None:
+    """End the processes of this Ray alone: `ray stop` would end every Ray of this machine."""
+    import psutil
+
+    for process in psutil.process_iter(["environ", "cmdline"]):
+        if folder in " ".join(process.info["cmdline"] or ()) and process.pid != os.getpid():
+            process.kill()
