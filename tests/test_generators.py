@@ -44,6 +44,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     common = {"name": "made", "family": request.param, "register": "made", "resources": {"workers": 0}}
     (home / "e.yaml").write_text(yaml.safe_dump(common | {"training": {"epochs": 1}} | given))
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)  # mlflow.set_tracking_uri leaves it behind
         patch.setenv("SEEKRAY_HOME", str(home / ".seekray"))
         patch.chdir(home)
         here.cache_clear()

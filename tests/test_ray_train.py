@@ -64,7 +64,7 @@ def test_two_networks_on_two_workers(source: Path, tmp_path: Path) -> None:
         "training": {"precision": "fp64", "batch_size": 23, "clip_norm": 0.5},
     }
     given = experiment(source, "rows", resources={"workers": 2, "cpus_per_worker": 0.5}, **parts)
-    ranks = run_ray(given, prepare(given.data, given.task), tmp_path / "ray")
+    ranks = run_ray(given, given.prepare(), tmp_path / "ray")
     alone = run_here(experiment(source, "rows", **parts), None, tmp_path / "here")
     same(alone, ranks, "weights/", tolerance=1e-6)
 
