@@ -1,6 +1,8 @@
 # `make demo` and `make test` install what they need, Debian packages included.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# Two processes: one for all that starts Ray, whose tests wait much; files of tests are not divided (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
 STAMP := .venv/.installed
 
 .PHONY: install demo test test-all check bench docs clean
@@ -21,10 +23,10 @@ check: install
 	@$(BIN)/mypy
 
 test: install
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu"
+	@$(PYTEST) -m "not slow and not gpu"
 
 test-all: install
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 bench: install
 	@$(BIN)/python -m benchmarks

@@ -24,6 +24,14 @@ sys.path.insert(0, KIT)
 OUTSIDE = ("MLFLOW_TRACKING_URI", "SEEKRAY_STORAGE", "RAY_ADDRESS", "SEEKRAY_HOME")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in two processes: what starts Ray stays in one, and a file's tests together."""
+    for item in items:
+        alone = item.get_closest_marker("ray") or item.get_closest_marker("e2e")
+        shared = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if alone or shared else str(item.path)))
+
+
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A `.seekray` of this test alone; processes started from here see it too."""
