@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "settings", "log", "system", "storage"},
     {"models", "data", "metrics", "images"},
     {"config", "experiment_file"},
-    {"manifest", "checkpoint", "bundle", "session", "shared_sum"},
+    {"manifest", "checkpoint", "bundle", "session", "shared_sum", "sharding"},
     {
         "model_ref", "loaded", "predictor", "generator", "huggingface", "plots", "tracking", "evaluation", "importances",
         "batch_output", "batch_parts", "batch_predict", "batch_generate", "batch_texts", "batch_ray", "augment",

@@ -126,6 +126,9 @@ class Resources(Strict):
         description="CPUs of a worker, may be a fraction; torch's threads follow it; null: 1, or all for workers: 0",
     )
     gpus_per_worker: float | None = Field(None, ge=0, description="null: one where the cluster has GPUs for all, else none")
+    shard: bool = Field(
+        False, description="cut weights and optimizer state over the workers (FSDP2), for models that fit no single one; lm"
+    )
     wait: Duration | None = Field(None, description="wait that long for missing resources (30s, 30m, 2h); null: refuse")
     max_failures: int = Field(3, ge=0, description="times that lost workers are replaced before the run fails")
 
@@ -134,6 +137,8 @@ class Resources(Strict):
         low, high = self.span
         if low < 0 or high < low or (high > low and low < 1):
             raise ValueError(f"resources.workers: {self.workers} given, expected 0 or more, or [min, max] with 1 <= min <= max")
+        if self.shard and low < 2:
+            raise ValueError(f"resources.shard cuts weights over workers, resources.workers is {self.workers}; give 2 or more")
         return self
 
     @property
@@ -236,6 +241,12 @@ class Experiment(Strict):
                 f"training.batch_size ({self.training.batch_size}) is global and below "
                 f"resources.workers ({self.resources.span[1]}); each worker needs a row"
             )
+        if self.resources.shard and not hasattr(family, "shards"):
+            raise ValueError(f"resources.shard: family {self.family} does not say how its weights are cut; lm does")
+        if self.resources.shard and self.training.compile:
+            raise ValueError("resources.shard and training.compile do not go together; leave one out")
+        if self.resources.shard and self.training.fused and self.training.optimizer == "sgd":
+            raise ValueError("training.fused: torch has no fused sgd for sharded weights (resources.shard); leave it out")
         if self.data.features is not None:
             read = {*self.data.features, *self.data.key, *self.data.targets, self.data.split.by}
             if unread := [name for name in self.report.by if name not in read]:

@@ -170,7 +170,7 @@ class Pulse:
         checkpoint = self._state.checkpoint(self._session)
         if checkpoint is not None:
             checkpoint.state["told"] = [asdict(p) for p in self._told]
-            self._checkpoints.save(self._state.step, checkpoint)
+            self._checkpoints.save(self._state.step, checkpoint, self._session if self._session.sharded else None)
             self._sheet()
         self._saved, self._saved_step = time.monotonic(), self._state.step
 

@@ -106,7 +106,9 @@ def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     post = _Post(mailbox)
-    checkpoint = Checkpoints(run).latest()
+    context = ray.train.get_context()
+    place = (context.get_world_rank(), context.get_world_size()) if experiment.resources.shard else ()
+    checkpoint = Checkpoints(run).latest(*place)
     session = TrainSession(experiment.training, run, listener=post, resume_from=checkpoint, device=device)
     post.rank = session.rank
     schema = get_family(experiment.family).schema(data["schema"], data["files"])

@@ -55,6 +55,7 @@ class Session:
 
     rank = 0
     world_size = 1
+    sharded = False  # weights are cut over the ranks, see `sharding`: their gradients are summed on the way back
 
     def __init__(
         self,
@@ -111,9 +112,9 @@ class Session:
         if not self._batch.last:
             return False  # a NaN is seen at the last part, where all ranks see it
         if self.world_size > 1:
-            total = self._reduce(parameters, total)
+            total = self.sum(total) if self.sharded else self._reduce(parameters, total)
         if self.training.clip_norm is not None:
-            self.grad_norm = nn.utils.clip_grad_norm_(parameters, self.training.clip_norm)
+            self.grad_norm = self._clip(parameters, self.training.clip_norm)
             total = total + 0 * self.grad_norm
         self._check(total)
         return True
@@ -137,6 +138,17 @@ class Session:
             parameter.grad = flat[offset : offset + grad.numel()].view_as(grad)
             offset += grad.numel()
         return flat[-1]
+
+    def _clip(self, parameters: Sequence[nn.Parameter], most: float) -> Tensor:
+        """Scale gradients down to a norm of `most`, over all parameters and all of their rows; the norm before."""
+        if not self.sharded:
+            return nn.utils.clip_grad_norm_(parameters, most)
+        own: list[Tensor] = [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
+        norm = self.sum(nn.utils.get_total_norm(own).square()).sqrt()
+        scale = (most / (norm + 1e-6)).clamp(max=1.0)  # as torch does
+        for grad in own:
+            grad.mul_(scale)
+        return norm
 
     def _check(self, value: Tensor) -> None:
         """Stop at a NaN: before the step on a CPU; on a GPU one step later, so that nothing waits for it."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from seekray.data.prepare import Dataset
 from seekray.data.schema import Schema
 from seekray.errors import ConfigError
 from seekray.models import get_family
+from seekray.models.family import Sharded
 from seekray.models.optimizers import LearningRate, update_average
 from seekray.session import Session
 
@@ -42,9 +43,10 @@ class TrainState:
         if initial and session.resume_from is None:
             load_initial(self.modules, initial)
         for module in self.modules.values():
-            module.to(session.device, session.dtype)
+            module.to("cpu" if experiment.resources.shard else session.device, session.dtype)
             if training.compile:
                 module.compile()
+        self._sharding = self._shard(session) if experiment.resources.shard else None
         torch.manual_seed(training.seed * 1_000_003 + session.rank)  # ranks drop out different neurons
         self.optimizers = self.family.optimizers(self.modules, training)
         on_gpu = session.device.type == "cuda"
@@ -71,6 +73,15 @@ class TrainState:
         self.history: list[dict[str, float]] = []
         self.sums: dict[str, float] = {}
         self.sum_rows = 0
+
+    def _shard(self, session: Session) -> Any:
+        """Cut the modules over the ranks; the module that knows how."""
+        from seekray import sharding
+
+        parts = cast("Sharded", self.family).shards(self.modules)  # a rule of the experiment
+        sharding.shard(self.modules, parts, session.device)
+        session.sharded = True
+        return sharding
 
     @property
     def finished(self) -> bool:
@@ -109,6 +120,8 @@ class TrainState:
         self.set_training(False)
         yield
         self.set_training(True)
+        if self._sharding is not None:
+            self._sharding.let_go(self.modules)
         if own is not None:
             load_named(self.modules, own)
 
@@ -134,11 +147,11 @@ class TrainState:
             self.rate.validated(-value)
 
     def checkpoint(self, session: Session) -> Checkpoint | None:
-        """All ranks call it; rank 0 gets the checkpoint."""
+        """All ranks call it; rank 0 gets the checkpoint, or of a sharded run each rank its part."""
         rng = {"cpu": session.gather(torch.get_rng_state()[None].to(session.device)).cpu()}
         if session.device.type == "cuda":
             rng["cuda"] = session.gather(torch.cuda.get_rng_state()[None].to(session.device)).cpu()
-        if session.rank != 0:
+        if session.rank != 0 and self._sharding is None:
             return None
         tensors = {f"weights/{k}": v for k, v in named_tensors(self.modules).items()}
         tensors |= {f"rng/{k}": v for k, v in rng.items()}
@@ -154,18 +167,29 @@ class TrainState:
             "sums": self.sums, "sum_rows": self.sum_rows, "batches": self.batches.state_dict(),
             "rate": self.rate.state_dict(), "optimizers": groups, "world_size": session.world_size,
         }  # fmt: skip
+        if self._sharding is not None:
+            return Checkpoint(state_json, *self._sharding.own_rows(tensors, session.rank))
         return Checkpoint(state_json, tensors)
+
+    def _placed(self, tensors: Mapping[str, Tensor], session: Session) -> dict[str, Tensor]:
+        """A checkpoint's weights on the device, cut as the modules' are."""
+        if self._sharding is None:
+            return {k: v.to(session.device) for k, v in tensors.items()}
+        own = named_tensors(self.modules)
+        return {k: self._sharding.placed(v, own[k]) for k, v in tensors.items()}
 
     def restore(self, checkpoint: Checkpoint, session: Session) -> None:
         """Go on exactly from a checkpoint; with another number of workers, equal in distribution."""
         state = checkpoint.state
-        load_named(self.modules, checkpoint.group("weights"))
+        load_named(self.modules, self._placed(checkpoint.group("weights"), session))
         for name, optimizer in self.optimizers.items():
-            load_optimizer(optimizer, state["optimizers"][name], checkpoint.group(f"optimizer/{name}"))
+            tensors = checkpoint.group(f"optimizer/{name}")
+            if self._sharding is not None:
+                tensors = self._sharding.placed_state(optimizer, tensors)
+            load_optimizer(optimizer, state["optimizers"][name], tensors)
         if self.average is not None:
-            self.average = {k: v.to(session.device) for k, v in checkpoint.group("average").items()}
-        best = checkpoint.group("best")
-        self.best = {k: v.to(session.device) for k, v in best.items()} or None
+            self.average = self._placed(checkpoint.group("average"), session)
+        self.best = self._placed(checkpoint.group("best"), session) or None
         for key in ("step", "stale", "stopped", "best_value", "best_step", "history", "sums", "sum_rows"):
             setattr(self, key, state[key])
         self.batches.load_state_dict(state["batches"])

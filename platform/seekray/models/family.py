@@ -145,6 +145,16 @@ class Watched(Generative, Protocol):
         """A file's suffix and content: a few of what it makes now, the same noise each time."""
 
 
+class Sharded(Family, Protocol):
+    """A family whose weights can be cut over the workers (`resources.shard`).
+
+    Its steps call modules, not their methods: weights are gathered as a forward pass begins.
+    """
+
+    def shards(self, modules: Modules) -> list[nn.Module]:
+        """Parts of the modules that run one after another: only one at a time is gathered. The rest stays so for the step."""
+
+
 def watched(family: Family) -> Watched | None:
     """The family, where it is one that is watched."""
     return cast("Watched", family) if hasattr(family, "remarks") and hasattr(family, "sheet") else None

@@ -88,6 +88,10 @@ class Lm:
     def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
         return {"lm": make_optimizer(nn.ModuleDict(modules), training)}
 
+    def shards(self, modules: Modules) -> list[nn.Module]:
+        network: Any = modules["lm"]
+        return list(network.blocks)
+
     def batches(self, dataset: Any, training: Training, *, evaluate: bool = False, **where: Any) -> Any:
         return text_batches(dataset, training, evaluate=evaluate, **where)
 
@@ -140,11 +144,11 @@ class Lm:
         lengths = inputs.get("lengths")
         network: Any = modules["lm"]
         if "classifier" not in modules:
-            hidden = network.hidden(tokens)
+            hidden = network(tokens, logits=False)
             last = torch.full_like(tokens[:, 0], tokens.shape[1]) if lengths is None else lengths
             out: Tensor = network.logits(hidden[torch.arange(len(tokens), device=tokens.device), last - 1])
             return out
-        hidden = network.hidden(tokens, causal=False, lengths=lengths)  # (B, T, C)
+        hidden = network(tokens, causal=False, lengths=lengths, logits=False)  # (B, T, C)
         if lengths is None:
             lengths = torch.full_like(tokens[:, 0], tokens.shape[1])
         inside = (torch.arange(tokens.shape[1], device=tokens.device) < lengths[:, None])[..., None]
@@ -180,7 +184,7 @@ def encoded(schema: TextSchema, request: TextRequest) -> list[list[int]]:
 
 def token_losses(network: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:
     """Loss of each target, 0 where it is ignored: (B, T) -> (B, T). Logits are made for a few rows at a time."""
-    hidden = network.hidden(tokens)
+    hidden = network(tokens, logits=False)
     rows = max(1, EVALUATED_LOGITS // (tokens.shape[1] * network.vocab_size))
     parts = [
         F.cross_entropy(network.logits(h).transpose(1, 2), t, ignore_index=IGNORED, reduction="none")

@@ -240,9 +240,10 @@ class Transformer(nn.Module):
         """(..., C) -> (..., V)."""
         return linear(hidden, self.embedding.weight if self.head is None else self.head.weight)
 
-    def forward(self, tokens: Tensor, *, causal: bool = True, lengths: Tensor | None = None) -> Tensor:
-        """Logits, (B, T) -> (B, T, V); see `hidden`."""
-        return self.logits(self.hidden(tokens, causal=causal, lengths=lengths))
+    def forward(self, tokens: Tensor, *, causal: bool = True, lengths: Tensor | None = None, logits: bool = True) -> Tensor:
+        """Logits, (B, T) -> (B, T, V), or without them the states of `hidden`."""
+        hidden = self.hidden(tokens, causal=causal, lengths=lengths)
+        return self.logits(hidden) if logits else hidden
 
 
 def _norm(config: TransformerConfig) -> nn.Module:

@@ -1,14 +1,15 @@
 """Several ranks without Ray: forks them from one process that has torch imported already.
 
 `python ranks.py JOBS.json`: a list of {kind: "run", experiment, folder, world},
-{kind: "norm", arrays, shares, out}, {kind: "session", world, out} and
-{kind: "shared", world, out, lost}; each rank is a process of its own, joined by gloo.
+{kind: "norm", arrays, shares, out}, {kind: "held", experiment, world, out}, {kind: "session", world, out}
+and {kind: "shared", world, out, lost}; each rank is a process of its own, joined by gloo.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import random
@@ -33,6 +34,7 @@ from seekray.data.prepare import Prepared
 from seekray.models.layers import BatchNorm
 from seekray.session import Session
 from seekray.storage import Storage
+from seekray.train_state import TrainState
 
 
 class RankSession(Session):
@@ -125,6 +127,48 @@ def _shared(job: dict[str, Any]) -> None:
     Path(f"{job['out']}/{rank}.json").write_text(json.dumps(said))
 
 
+def _held(given: Experiment, prepared: Prepared, out: str) -> None:
+    """Bytes of the tensors that a rank holds: after the start, after two steps, and after a validation."""
+    session = RankSession(given.training, Storage(out), listener=Listen())
+    before = _storages()
+    state = TrainState(given, session, prepared.schema, prepared.train, prepared.validation)
+
+    def more() -> int:
+        return sum(size for pointer, size in _storages().items() if pointer not in before)
+
+    said = {"start": more()}
+    for number, batch in enumerate(state.batches):
+        session.begin(batch)
+        state.family.train_step(state.modules, state.optimizers, batch, session)
+        if number == 1:
+            break
+    del batch
+    said["steps"] = more()
+    state.validate(session)
+    said["validation"] = more()
+    Path(f"{out}/{session.rank}.json").write_text(json.dumps(said))
+
+
+def _storages() -> dict[int, int]:
+    """Memory of all tensors that there are: address and bytes."""
+    gc.collect()
+    found: list[Any] = [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+    storages = [(t.to_local() if hasattr(t, "to_local") else t).untyped_storage() for t in found]
+    return {s.data_ptr(): s.nbytes() for s in storages}
+
+
+def _die_while_writing(job: dict[str, Any]) -> None:
+    """The last rank is killed as it begins to write its part of a checkpoint."""
+    write = Storage.write_bytes
+
+    def or_die(self: Storage, name: str, data: bytes) -> None:
+        if f"step_{job['lost_at']:08d}/tensors-" in name and dist.get_rank() == dist.get_world_size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, name, data)
+
+    Storage.write_bytes = or_die  # type: ignore[method-assign]
+
+
 def forked(jobs: list[dict[str, Any]]) -> None:
     """Run jobs in a process that may fork."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -147,15 +191,23 @@ def main() -> None:
             fork(job["world"], lambda job=job: _session(job))
             continue
         given = Experiment.model_validate(job["experiment"])
+        if given.resources.shard:
+            import seekray.sharding  # noqa: F401  # once, before the forks
         key = json.dumps([job["experiment"][part] for part in ("family", "task", "data", "model")])
         if key not in seen:
             seen[key] = prepare_for(given)
         prepared = seen[key]
 
         def work(given: Any = given, prepared: Prepared = prepared, job: Any = job) -> None:
+            if job["kind"] == "held":
+                _held(given, prepared, job["out"])
+                return
+            if "lost_at" in job:
+                _die_while_writing(job)
             run_here(given, prepared, Path(job["folder"]), Listen(), session=RankSession)
 
-        fork(job["world"], work)
+        with contextlib.suppress(RuntimeError) if "lost_at" in job else contextlib.nullcontext():
+            fork(job["world"], work)
 
 
 if __name__ == "__main__":

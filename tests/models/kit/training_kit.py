@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from seekray import loop
 from seekray.checkpoint import Checkpoint, Checkpoints
@@ -82,7 +83,8 @@ def run_here(
     prepared = prepared or prepare_for(given)
     run = Storage(str(folder))
     checkpoints = Checkpoints(run)
-    where = session(given.training, run, listener=listen or Listen(), resume_from=checkpoints.latest())
+    place = (dist.get_rank(), dist.get_world_size()) if given.resources.shard else ()
+    where = session(given.training, run, listener=listen or Listen(), resume_from=checkpoints.latest(*place))
     loop.run(given, where, prepared.schema, prepared.train, prepared.validation, prepared.initial)
     last = checkpoints.latest()
     assert last is not None
