@@ -29,14 +29,14 @@ TRAINING: dict[str, Any] = {
     "checkpoints": {"every_steps": 5, "keep": 10},
 }  # fmt: skip
 IN_PARTS: dict[str, Any] = {"training": {"accumulate": 2}, "model": {"checkpointing": True}}
-SGD: dict[str, Any] = {"training": {"optimizer": "sgd", "momentum": 0.9, "ema": None, "max_steps": 8}}
+SGD: dict[str, Any] = {"training": {"optimizer": "sgd", "momentum": 0.9, "ema": None, "max_steps": 8, "precision": "fp64"}}
 SHARDED = {"workers": 2, "shard": True}
 WIDE: dict[str, Any] = {"model": {"hidden_size": 64, "num_heads": 4}}
 
 
 def given(folder: Path, workers: int, task: str = "pretrain", *changes: dict[str, Any]) -> Experiment:
     """A small language model; cut over that many workers, or with 0 of them whole."""
-    shape = {"model": {"dropout": 0.0, "hidden_size": 18, "num_heads": 3, "num_layers": 2}}  # 18 rows are 5, 5, 5, 3 for four
+    shape = {"model": {"dropout": 0.0, "hidden_size": 20, "num_layers": 2}}  # 20 rows are 7, 7 and 6 for three
     resources = {"resources": {"workers": workers, "shard": workers > 0}}
     return CASES["lm", task].experiment("lm", task, folder, shape, {"training": TRAINING}, resources, *changes)
 
@@ -65,7 +65,7 @@ def until(folder: Path, step: int, copy: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of 1 (whole) and of 2 ranks, and what went on from those: `2-1` from 2 ranks' tenth step by one process."""
+    """Runs of 1 (whole) and of 2 ranks, and what went on from those: `2-1` from 2 ranks' step 15 by one process."""
     folder = tmp_path_factory.mktemp("sharded")
     (folder / "held").mkdir()
     ears = Listen()
@@ -78,10 +78,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"kind": "held", "experiment": given(folder, 2, "pretrain", WIDE).as_json(), "world": 2, "out": str(folder / "held")},
     ])  # fmt: skip
     shutil.copytree(folder / "lost", folder / "found")
-    for name, start in (("2-2", "2"), ("2-1", "2"), ("2-4", "2"), ("1-2", "1")):
-        until(folder / start, 10, folder / name)
+    for name, start in (("2-2", "2"), ("2-1", "2"), ("2-3", "2"), ("1-2", "1")):
+        until(folder / start, 15, folder / name)
     forked([
-        job(two, folder / "2-2"), job(two, folder / "1-2"), job(two, folder / "found"), job(given(folder, 4), folder / "2-4"),
+        job(two, folder / "2-2"), job(two, folder / "1-2"), job(two, folder / "found"), job(given(folder, 3), folder / "2-3"),
     ])  # fmt: skip
     run_here(given(folder, 0), None, folder / "2-1")
     return folder
@@ -120,16 +120,16 @@ def test_each_rank_holds_about_half(runs: Path, tmp_path: Path) -> None:
 
 
 def test_each_rank_writes_its_rows(runs: Path) -> None:
-    folder = runs / "2-4" / "checkpoints" / f"step_{STEPS:08d}"
-    names = [f"tensors-{n:05d}-of-00004.safetensors" for n in (1, 2, 3, 4)]
+    folder = runs / "2-3" / "checkpoints" / f"step_{STEPS:08d}"
+    names = [f"tensors-{n:05d}-of-00003.safetensors" for n in (1, 2, 3)]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"].keys() == {*names, "state.json"}
     assert {p.name for p in folder.iterdir()} == {*names, "state.json", "manifest.json"}
     index = json.loads((folder / "state.json").read_text())["shards"]
     norm = "weights/lm/norm.weight"
-    assert index[norm] == {"shape": [18], "rows": [5, 5, 5, 3]}
+    assert index[norm] == {"shape": [20], "rows": [7, 7, 6]}
     assert {k.split("/")[0] for k in index} == {"weights", "average", "best", "optimizer"}
-    whole = last_of(runs / "2-4").tensors
+    whole = last_of(runs / "2-3").tensors
     for rank, name in enumerate(names):
         with safe_open(folder / name, "pt") as file:
             for key, entry in index.items():
@@ -138,12 +138,12 @@ def test_each_rank_writes_its_rows(runs: Path) -> None:
                 assert torch.equal(file.get_tensor(key), whole[key][start : start + entry["rows"][rank]])
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("world", [1, 2, 5])
 def test_rows_are_read_by_any_number(runs: Path, world: int) -> None:
-    checkpoints = Checkpoints(Storage(str(runs / "2-4")))
+    checkpoints = Checkpoints(Storage(str(runs / "2-3")))
     whole = checkpoints.load(STEPS).tensors
     parts = [checkpoints.load(STEPS, rank, world) for rank in range(world)]
-    for key in json.loads((runs / "2-4" / "checkpoints" / f"step_{STEPS:08d}" / "state.json").read_text())["shards"]:
+    for key in json.loads((runs / "2-3" / "checkpoints" / f"step_{STEPS:08d}" / "state.json").read_text())["shards"]:
         assert [len(p.tensors[key]) for p in parts] == [len(c) for c in whole[key].chunk(world)] + [0] * (
             world - len(whole[key].chunk(world))
         )
@@ -153,19 +153,19 @@ def test_rows_are_read_by_any_number(runs: Path, world: int) -> None:
 def test_as_many_ranks_go_on_bit_by_bit(runs: Path) -> None:
     same(last_of(runs / "2"), last_of(runs / "2-2"))
     same_history(last_of(runs / "2"), last_of(runs / "2-2"))
-    assert {s: v for s, v in losses(last_of(runs / "2")).items() if s > 10} == {
+    assert {s: v for s, v in losses(last_of(runs / "2")).items() if s > 15} == {
         s: v for s, v in losses(last_of(runs / "2-2")).items() if s > 10
     }
 
 
-@pytest.mark.parametrize("name", ["2-1", "2-4", "1-2"])
+@pytest.mark.parametrize("name", ["2-1", "2-3", "1-2"])
 def test_another_number_of_workers_goes_on(runs: Path, name: str) -> None:
     """Sharded to whole, to more ranks, and whole to sharded; without dropout, so that equal means equal."""
     on, one = last_of(runs / name), last_of(runs / "1")
     assert on.state["world_size"] == int(name[2])
     assert on.state["step"] == STEPS
     found, expected = losses(on), json.loads((runs / "losses.json").read_text())
-    assert max(abs(expected[str(s)] - found[s]) for s in range(11, STEPS + 1)) <= 1e-5
+    assert max(abs(expected[str(s)] - found[s]) for s in range(16, STEPS + 1)) <= 1e-5
     same(one, on, "weights/", tolerance=2e-4)
 
 
@@ -209,11 +209,11 @@ def test_the_bundle_is_that_of_one_worker(runs: Path) -> None:
 
 
 def test_classifiers_are_cut_too(runs: Path, tmp_path: Path) -> None:
-    """Two modules, another optimizer, and texts of unequal lengths."""
+    """Two modules, another optimizer, and texts of unequal lengths, to the rounding of doubles."""
     one, two = run_here(given(runs, 0, "classify", SGD), None, tmp_path), last_of(runs / "classify")
     for group in ("weights/", "best/", "optimizer/"):
-        same(one, two, group, tolerance=1e-5)
-    same_history(one, two, tolerance=1e-5)
+        same(one, two, group, tolerance=1e-12)
+    same_history(one, two, tolerance=1e-12)
 
 
 @pytest.mark.parametrize(

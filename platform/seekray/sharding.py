@@ -1,7 +1,7 @@
 """Weights that are cut over the ranks (torch's FSDP2): each rank keeps some rows of every parameter.
 
 A parameter is then a DTensor, and so are its average and its optimizer state. Imported by sharded runs alone,
-since torch's part of it takes a second.
+since torch's part of it takes three seconds.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import json
 import os
 import random
@@ -192,7 +193,8 @@ def main() -> None:
             continue
         given = Experiment.model_validate(job["experiment"])
         if given.resources.shard:
-            import seekray.sharding  # noqa: F401  # once, before the forks
+            importlib.import_module("seekray.sharding")  # once, before the forks
+            importlib.import_module("torch._dynamo")  # which FSDP2 imports as it cuts a module
         key = json.dumps([job["experiment"][part] for part in ("family", "task", "data", "model")])
         if key not in seen:
             seen[key] = prepare_for(given)
