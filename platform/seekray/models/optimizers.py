@@ -26,10 +26,8 @@ def make_optimizer(module: nn.Module, training: Training, betas: tuple[float, fl
     groups = [g for g in groups if g["params"]]
     fused = training.fused if training.fused is not None else all(p.is_cuda or p.device.type == "cpu" for p in parameters)
     if training.optimizer == "sgd":
-        if training.fused is None and hasattr(
-            parameters[0], "to_local"
-        ):  # cut over ranks: torch has fused adam alone for those
-            fused = False
+        if training.fused is None and hasattr(parameters[0], "to_local"):
+            fused = False  # cut over ranks: torch has fused adam alone for those
         sgd: Optimizer = without_compiler(SGD)(groups, lr=training.lr, momentum=training.momentum, fused=fused)
         return sgd
     kind = AdamW if training.optimizer == "adamw" else Adam
