@@ -34,10 +34,12 @@ class Silent:
     def progress(self, state: Mapping[str, Any]) -> None: ...
 
 
-def train(experiment: Experiment, folder: Path | None = None) -> tuple[Predictor | Generator, Prepared, float]:
+def train(
+    experiment: Experiment, folder: Path | None = None, *, last: bool = False
+) -> tuple[Predictor | Generator, Prepared, float]:
     """A trained model, its data, and CPU seconds of the training (validation included) on one thread.
 
-    folder: also leave the run's bundle there.
+    folder: also leave the run's bundle there. last: the last step's weights, where the part that picks the best is reported.
     """
     torch.set_num_threads(1)
     prepared = experiment.prepare()
@@ -52,7 +54,7 @@ def train(experiment: Experiment, folder: Path | None = None) -> tuple[Predictor
         if folder is not None:
             conclude(experiment, "0" * 12, run, prepared, checkpoint, Tracker(run, "bench"))
     info = {"name": experiment.name, "family": "lm", "task": experiment.task, "model": experiment.as_json()["model"]}
-    return open_model(info, prepared.schema, checkpoint.group("best")), prepared, seconds
+    return open_model(info, prepared.schema, checkpoint.group("weights" if last else "best")), prepared, seconds
 
 
 def unigrams(train_text: bytes, test: bytes) -> float:
