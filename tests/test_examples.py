@@ -62,14 +62,6 @@ def _questions(folder: Path) -> Path:
     return out
 
 
-def _country_texts(folder: Path) -> Path:
-    """The first of what `examples/country_texts.py` writes."""
-    out = folder / "country-texts.jsonl"
-    subprocess.run([sys.executable, ROOT / "examples" / "country_texts.py", out], check=True, capture_output=True)
-    out.write_text("".join(out.read_text().splitlines(keepends=True)[:100]))
-    return out
-
-
 def _manual(folder: Path) -> Path:
     """The beginning of sample:pydocs."""
     texts = open_source(Data(source="sample:pydocs")).table()["text"].to_pylist()
@@ -90,7 +82,6 @@ STAND_INS: dict[str, Callable[[Path], Path]] = {
     "mnist": _pictures,
     "lm-pretrain": _manual,
     "lm-source": _manual,
-    "lm-countries": _country_texts,
     "lm-finetune-qa": _questions,
     "lm-lora": _questions,
     "lm-classify": _questions,
@@ -120,17 +111,6 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look themselves up
     spec.loader.exec_module(module)
     return module
-
-
-def test_texts_about_countries_hold_the_facts_and_no_question(tmp_path: Path) -> None:
-    """What is pre-trained on has none of the wordings that fine-tuning is tested with."""
-    questions, texts = tmp_path / "questions.jsonl", tmp_path / "texts.jsonl"
-    for script, out in (("questions", questions), ("country_texts", texts)):
-        subprocess.run([sys.executable, ROOT / "examples" / f"{script}.py", out], check=True, capture_output=True)
-    asked = [json.loads(line) for line in questions.read_text().splitlines()]
-    read = "\n".join(json.loads(line)["text"] for line in texts.read_text().splitlines())
-    assert "has its capital in Vienna." in read
-    assert not any(row["prompt"].rstrip("?.") in read for row in asked)
 
 
 def test_measured_ones_are_shipped() -> None:
