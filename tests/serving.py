@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import threading
@@ -83,7 +84,8 @@ def listening(pids: list[int]) -> list[tuple[str, int, int]]:
     """Host, port and pid of every listening socket of these processes."""
     found = []
     for pid in pids:
-        for entry in psutil.Process(pid).net_connections("tcp"):
-            if entry.status == psutil.CONN_LISTEN:
-                found.append((entry.laddr.ip, entry.laddr.port, pid))
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            for entry in psutil.Process(pid).net_connections("tcp"):
+                if entry.status == psutil.CONN_LISTEN:
+                    found.append((entry.laddr.ip, entry.laddr.port, pid))
     return found

@@ -85,6 +85,7 @@ def test_mlflow_asks_it_row_by_row(trained: Any) -> None:
 
     where, result = trained
     mlflow.set_tracking_uri(where.tracking_uri)
+    mlflow.set_registry_uri(where.tracking_uri)
     requests = pd.DataFrame(json.loads((Path(result.bundle) / "sample.json").read_text())["requests"])
     straight = _load_pyfunc(result.bundle).predict(requests)
     assert len(straight)

@@ -208,3 +208,22 @@ def test_resources_that_come_free_are_taken() -> None:
         began = time.monotonic()
         assert ray_train.require(Resources(workers=2, wait=30), Progress(quiet=True)) == 0
         assert time.monotonic() - began > 1
+
+
+class _Handle:
+    """Like Ray's handles: it has a finalizer, in which Python drops whatever is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_is_lost_in_a_finalizer_is_heard_at_the_next_poll() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with ray_train._Interrupts() as interrupts:
+        interrupts.check()
+        handle = _Handle()
+        del handle
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is before

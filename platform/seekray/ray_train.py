@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -121,11 +123,40 @@ class _Stop(BaseException):
     """A worker told an error: its peers wait for it in vain. Not an Exception, which Ray would retry."""
 
 
+class _Interrupts:
+    """Ctrl-C raises at once, as always; and again at the next poll where that was lost.
+
+    Python drops what is raised in a finalizer, and Ray's handles, which have some, come and go all the time.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _note(self, *_: object) -> None:
+        self._asked = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raises KeyboardInterrupt where one was asked for."""
+        if self._asked:
+            raise KeyboardInterrupt
+
+
 class _Collect(WorkerGroupCallback):  # type: ignore[misc]
     """Empties the mailbox while the controller polls."""
 
-    def __init__(self, mailbox: Mailbox, listener: Listener) -> None:
-        self._mailbox, self._listener = mailbox, listener
+    def __init__(self, mailbox: Mailbox, listener: Listener, interrupts: _Interrupts) -> None:
+        self._mailbox, self._listener, self._interrupts = mailbox, listener, interrupts
         self.error: SeekrayError | None = None
         self.done = False
 
@@ -134,6 +165,7 @@ class _Collect(WorkerGroupCallback):  # type: ignore[misc]
         return {}
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        self._interrupts.check()
         self.collect()
         if self.error is not None:
             raise _Stop
@@ -168,7 +200,8 @@ def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, l
     )
     mailbox = Mailbox(run_id)
     mailbox.take()
-    collect = _Collect(mailbox, listener)
+    interrupts = _Interrupts()
+    collect = _Collect(mailbox, listener, interrupts)
     scratch = tempfile.mkdtemp(prefix="seekray-train-")  # Ray Train wants a folder; only this process touches it
     per_worker = {"CPU": resources.cpus_per_worker or 1} | ({"GPU": gpus} if gpus else {})
     trainer = DriverTrainer(
@@ -196,7 +229,8 @@ def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, l
         ),
     )
     try:
-        trainer.fit()
+        with interrupts:
+            trainer.fit()
     except _Stop:
         pass
     except WorkerGroupError as error:
