@@ -18,7 +18,7 @@ from seekray.cli.serve import models_to_serve
 from seekray.data.options import Data
 from seekray.errors import UserError
 from seekray.experiment_file import load
-from seekray.promotion import promote
+from seekray.promotion import promote, verify_once
 from seekray.settings import read_settings
 from seekray.settings import settings as here
 from seekray.tracking import registry
@@ -98,3 +98,11 @@ def test_where_it_cannot_go_it_says_what_to_do(trained: Any, tmp_path: Path) -> 
         models_to_serve(["made/1"])
     with pytest.raises(UserError, match="seekray generate"):
         predict(result.bundle, Data(source="sample:wine"), str(tmp_path / "out.csv"))
+
+
+def test_a_version_that_failed_is_not_taken_as_verified(trained: Any) -> None:
+    where, _ = trained
+    entry = registry.version("made", "1", where)
+    registry.set_version_tag("made", "1", "verified", {"bundle": entry["bundle"], "passed": False, "doors": []}, where)
+    verify_once("made", registry.version("made", "1", where), where)
+    assert registry.version("made", "1", where)["verified"]["passed"]

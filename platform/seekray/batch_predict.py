@@ -67,7 +67,9 @@ def predict(
 
     predictor = Predictor.load(bundle)
     if not predictor.schema.targets:
-        raise UserError(f"{predictor.name} predicts nothing, it makes {predictor.task}; ask it with `seekray generate`")
+        raise UserError(
+            f"{predictor.name} predicts nothing, it generates (task {predictor.task}); ask it with `seekray generate`"
+        )
     # A record that is no row is put aside like a row that cannot be predicted.
     data = data.like_training(predictor.info.get("reading")).model_copy(update={"on_bad_row": "skip"})
     source = framed_source(open_source(data), getattr(predictor.schema, "frame", None))

@@ -35,7 +35,7 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
         info = json.loads((model.bundle / "bundle.json").read_text())
         if not info["schema"]["targets"]:
             raise UserError(
-                f"{reference} predicts nothing, it makes {info['task']}, and endpoints are for predictions so far; "
+                f"{reference} predicts nothing, it generates (task {info['task']}), and endpoints are for predictions so far; "
                 f"ask it with: seekray generate {reference}"
             )
         options = info.get("serve", {})
