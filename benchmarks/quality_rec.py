@@ -23,8 +23,11 @@ import torch
 
 from seekray import experiment_file, loop
 from seekray.checkpoint import Checkpoints
+from seekray.config import Experiment
+from seekray.data.prepare import Prepared
 from seekray.evaluation import evaluate
-from seekray.predictor import Predictor, build
+from seekray.loaded import build
+from seekray.predictor import Predictor
 from seekray.session import LocalSession, Point
 from seekray.storage import Storage
 
@@ -49,9 +52,8 @@ class _Silent:
     def progress(self, state: Mapping[str, Any]) -> None: ...
 
 
-def one(name: str, seed: int) -> tuple[dict[str, float], float, list[str]]:
-    """Figures of the held-out rows, CPU seconds of the training, and what the evaluation says in words."""
-    experiment = experiment_file.load(ROOT / "examples" / f"{name}.yaml", [f"training.seed={seed}", "resources.workers=0"])
+def trained(experiment: Experiment) -> tuple[Predictor, Prepared, float]:
+    """The model of an experiment in this process on one thread, its data, and the CPU seconds of the training."""
     prepared = experiment.prepare()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -64,10 +66,17 @@ def one(name: str, seed: int) -> tuple[dict[str, float], float, list[str]]:
     assert checkpoint is not None
     info = {"name": experiment.name, "family": experiment.family, "model": experiment.as_json()["model"]}
     predictor = Predictor(build(info, prepared.schema, checkpoint.group("best")), prepared.schema, info, {})
+    return predictor, prepared, seconds
+
+
+def one(name: str, seed: int) -> tuple[dict[str, float], float, list[str]]:
+    """Figures of the held-out rows, CPU seconds of the training, and what the evaluation says in words."""
+    experiment = experiment_file.load(ROOT / "examples" / f"{name}.yaml", [f"training.seed={seed}", "resources.workers=0"])
+    predictor, prepared, seconds = trained(experiment)
     found = evaluate(predictor, prepared.held_out, resamples=0)
     figures = dict(found.metrics)
     if steps := found.details.get("by_step"):
-        for who, label in (("model", "relative"), ("ridge", "ridge"), ("seasonal", "seasonal")):
+        for who, label in (("model", "relative"), ("ridge", "ridge"), ("ewma", "ewma"), ("seasonal", "seasonal")):
             if who in steps:
                 figures[label] = sum(steps[who]) / sum(steps["persistence"])
                 figures |= {
@@ -110,7 +119,7 @@ def main() -> None:
             mean = statistics.fmean(values)
             met = mean >= wanted if sign == "≥" else mean <= wanted
             at = figure.removeprefix("relative")
-            beside = ", ".join(f"{k} {runs[0][0][k + at]:.3f}" for k in ("ridge", "seasonal") if k + at in runs[0][0])
+            beside = ", ".join(f"{k} {runs[0][0][k + at]:.3f}" for k in ("ridge", "ewma", "seasonal") if k + at in runs[0][0])
             beside = beside or (f"linear {runs[0][0]['linear']:.3f}" if "linear" in runs[0][0] else "")
             spread = statistics.pstdev(values)
             cells = [name, figure, f"{sign} {wanted:g}", f"{mean:.4f} ± {spread:.4f}", beside, f"{seconds:.0f} s"]

@@ -81,6 +81,10 @@ def test_the_backtest_is_the_same_by_hand_and_stands_beside_baselines(forecast: 
     assert found.metrics["mae"] == pytest.approx(np.abs(answers - truth).mean())
     assert found.metrics["mae_persistence"] == pytest.approx(np.abs(past[:, -1:] - truth).mean())
     assert found.metrics["mae_seasonal"] == pytest.approx(np.abs(past[:, 4:8] - truth).mean())
+    level = past[:, 0]
+    for t in range(1, past.shape[1]):
+        level = prepared.schema.ewma * level + (1 - prepared.schema.ewma) * past[:, t]
+    assert found.metrics["mae_ewma"] == pytest.approx(np.abs(level[:, None] - truth).mean())
     assert 0 < found.metrics["mae_ridge"] < found.metrics["mae_persistence"]
     assert found.metrics["relative_mae"] == pytest.approx(found.metrics["mae"] / found.metrics["mae_persistence"])
     assert {g["value"] for g in found.groups["who"]} == {"a", "b"}

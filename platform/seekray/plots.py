@@ -235,7 +235,7 @@ def forecast(details: Mapping[str, Any], path: Path | str) -> Path:
     """Error by step ahead beside the baselines, and a few windows: past, truth, median and the outer quantiles."""
     examples = list(details["examples"])[:2]
     figure, axes = _figure(1 + len(examples), width=4.8, height=3.8)
-    colours = {"model": BLUE, "persistence": GREY, "seasonal": "#a3a3a3", "ridge": ORANGE}
+    colours = {"model": BLUE, "persistence": GREY, "seasonal": "#a3a3a3", "ewma": "#16a34a", "ridge": ORANGE}
     for name, errors in details["by_step"].items():
         axes[0].plot(range(1, len(errors) + 1), errors, color=colours[name], label=name, linewidth=1.8)
     axes[0].set(xlabel="steps ahead", ylabel="mean absolute error")

@@ -66,7 +66,7 @@ class FeatureSchema:
     the outputs (multilabel: the target columns). class_counts: training rows of each (multilabel:
     positive ones). target_mean, target_std: of a regression's training rows. rows: training rows.
     key: columns carried through. horizon, quantiles: of a forecast. frame: how a long table becomes rows, see `framing`.
-    ridge: the linear baseline of a forecast, see `baselines`.
+    ridge, ewma: the linear baseline of a forecast and the decay of the averaging one, see `baselines`.
     """
 
     features: tuple[Feature, ...]
@@ -82,6 +82,7 @@ class FeatureSchema:
     quantiles: tuple[float, ...] = (0.5,)
     frame: Mapping[str, Any] | None = None
     ridge: Mapping[str, Any] | None = None
+    ewma: float | None = None
     _blocks: list[Block] = field(init=False, repr=False, compare=False)
     _categorical: CategoricalBlock = field(init=False, repr=False, compare=False)
     _sequences: SequenceBlock | None = field(init=False, repr=False, compare=False)

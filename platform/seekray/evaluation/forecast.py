@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seekray.batch_parts import forward_rows
-from seekray.data.baselines import persistence, ridge, seasonal
+from seekray.data.baselines import ewma, persistence, ridge, seasonal
 from seekray.data.columns import missing_column
 from seekray.data.features import FeatureSchema
 from seekray.data.parse import Rejects
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 SPANS = 5  # of the backtest, in the order of time
 EXAMPLES = 4
-WORDS = {"persistence": "repeating the last value", "seasonal": "repeating the last season", "ridge": "ridge regression"}
+WORDS = {
+    "persistence": "repeating the last value", "seasonal": "repeating the last season",
+    "ewma": "an exponentially weighted moving average", "ridge": "ridge regression",
+}  # fmt: skip
 CHUNK = 4096
 
 
@@ -105,10 +108,12 @@ def _baselines(predictor: Predictor, schema: FeatureSchema, kept: pa.Table) -> d
     if past is not None and schema.frame is not None:
         found["persistence"] = persistence(past.values[past.offsets[1:] - 1, 0], schema.horizon)
         season = schema.frame.get("season")
-        if season and past.lengths.min() == past.lengths.max():
-            ago = seasonal(past.values.reshape(len(past), -1), schema.horizon, season)
-            if ago is not None:
+        if past.lengths.min() == past.lengths.max():
+            history = past.values.reshape(len(past), -1)
+            if season and (ago := seasonal(history, schema.horizon, season)) is not None:
                 found["seasonal"] = ago
+            if schema.ewma is not None:
+                found["ewma"] = persistence(ewma(history, schema.ewma), schema.horizon)
     if schema.ridge is not None:
         parts = []
         for start in range(0, len(kept), CHUNK):

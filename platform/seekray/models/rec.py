@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from seekray.data.baselines import fit_ridge
+from seekray.data.baselines import fit_ewma, fit_ridge
 from seekray.data.batches import Batch
 from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
@@ -166,7 +166,8 @@ class Rec(Supervised):
         assert isinstance(prepared.train, Arrays)
         assert isinstance(prepared.validation, Arrays)
         ridge = fit_ridge(prepared.train, prepared.validation)
-        return replace(prepared, schema=replace(schema, quantiles=config.quantiles, ridge=ridge))
+        ewma = None if schema.anchor is None else fit_ewma(prepared.train, schema.anchor, *_units(schema))
+        return replace(prepared, schema=replace(schema, quantiles=config.quantiles, ridge=ridge, ewma=ewma))
 
     def build(self, config: RecConfig, schema: FeatureSchema) -> Modules:
         return {"rec": SequenceNet(config, schema)}
