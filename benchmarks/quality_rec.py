@@ -3,7 +3,7 @@
     python -m benchmarks.quality_rec [vowels glucose ...] [--seeds 3] [--json]
 
 Each experiment is `examples/NAME.yaml` as it is shipped, with `training.seed` 0, 1, 2; one torch thread, in this process.
-Forecasts stand beside persistence, the seasonal naive, EWMA and ridge on the same windows; `relative` is the mean absolute error
+Forecasts stand beside persistence, seasonal naive, EWMA and ridge on the same windows; `relative` is the mean absolute error
 over that of persistence, over all steps ahead and at the steps named. Languages stand beside a linear model (TF-IDF of
 character 1- to 4-grams and a linear support vector machine) on the same rows. Prints a Markdown table.
 """
