@@ -118,7 +118,7 @@ def test_a_second_up_changes_nothing(served, bundles):
     start = time.monotonic()
     assert deploy.up([ModelToServe("digits", "1", bundles["digits1"])], settings) == result
     assert time.monotonic() - start < 2
-    assert instance.pids(running.name) == before
+    assert set(instance.pids(running.name)) <= set(before)  # nothing is started; an idle worker of Ray's may end meanwhile
 
 
 def test_a_driver_joins_the_head_that_up_left(served):
