@@ -33,7 +33,7 @@ def get_family(name: str) -> Family:
         )
     try:
         family: Family = getattr(importlib.import_module(module), attribute)()
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError) as error:  # TypeError: a method that it must have is missing
         raise ConfigError(
             f"family: cannot import {path!r}: {error}; a module of one's own is looked for among the installed packages "
             "and in the current folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -74,7 +75,7 @@ def class_weights(given: str | tuple[float, ...] | None, schema: FeatureSchema) 
     return weights * counts.sum() / (weights * counts).sum() if schema.task == "classification" else weights
 
 
-class Supervised:
+class Supervised(ABC):
     """Base of a family of one module that learns targets; a subclass gives `build`, and what else differs.
 
     The module maps inputs to outputs (B, C), and its `loss(outputs, targets)` is that of each row, (B,).
@@ -104,9 +105,9 @@ class Supervised:
     def schema(self, value: Mapping[str, Any], files: Mapping[str, bytes]) -> FeatureSchema:
         return FeatureSchema.from_json(value)
 
+    @abstractmethod
     def build(self, config: Any, schema: Any) -> Modules:
         """The freshly initialised module, under a name of its own."""
-        raise NotImplementedError
 
     def optimizers(self, modules: Modules, training: Training) -> dict[str, Optimizer]:
         return {name: make_optimizer(module, training) for name, module in modules.items()}
