@@ -118,7 +118,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "WHOLE", 0)
         monkeypatch.setattr(module, "BLOCK", block)
         monkeypatch.setattr(module, "HEAD", block)
-    monkeypatch.setattr(csv_source, "SMALL_BLOCK", 4096)
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,16 @@ class TestCsv:
         assert source_of(write(tmp_path / "t.csv", text)).table().to_pylist()[0] == {"a": 1, "b": "x, y; z", "c": 2.5}
         assert find_delimiter("one\n1\n2\n") == ","
 
+    @pytest.mark.parametrize("types", [None, {"id": pa.int64(), "note": pa.string()}])
+    def test_a_row_longer_than_a_block_late_in_the_file(self, tmp_path: Path, types: Any, small_blocks: None) -> None:
+        notes = ["a" * 30] * 2000
+        notes[1500] = "b" * 200_000
+        path = tmp_path / "long.csv"
+        path.write_text("id,note\n" + "".join(f"{i},{note}\n" for i, note in enumerate(notes)))
+        found = pa.Table.from_batches(source_of(path).batches(types=types))
+        assert found.column("id").to_pylist() == list(range(2000))
+        assert found.column("note").to_pylist() == notes
+
     def test_quoted_newlines_and_bom(self, tmp_path: Path, small_blocks: None) -> None:
         body = "".join(f'{i},"line one\nline, ""two"" {i}"\n' for i in range(2000))
         path = write(tmp_path / "t.csv", "\ufeffn,text\n" + body)

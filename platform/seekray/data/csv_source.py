@@ -22,9 +22,8 @@ from seekray.data.written import ENCODING_ADVICE, Written, encoding_of, find_del
 from seekray.errors import DataError
 
 HEAD = 1 << 20
-BLOCK = 8 << 20
-# For whole tables: a block and its numbers stay in a core's cache.
-SMALL_BLOCK = 1 << 19
+# A block and its numbers stay near a core's cache, and the dozens that a reader holds stay small.
+BLOCK = 1 << 20
 # For rows longer than that.
 LARGE_BLOCK = 256 << 20
 # Up to here a stream of batches is cut from the whole table; beyond, memory stays at a few blocks.
@@ -69,6 +68,7 @@ class CsvSource(Source):
         self._code_columns: dict[str, Any] | None = None
         self._quoted: bool | None = None
         self._written_as: Written | None = None
+        self._block = BLOCK
 
     def _open(self, path: str) -> Any:
         return self._fs.open_input_stream(path, compression="detect")
@@ -94,8 +94,15 @@ class CsvSource(Source):
             self._written_as = find_written(self._head, self._names, self._delimiter, self._decimal, NULLS, codes)
         return self._written_as
 
-    def _read_options(self, block: int, *, threads: bool) -> Any:
-        return pacsv.ReadOptions(block_size=block, use_threads=threads, encoding=self._encoding)
+    def _read_options(self, *, threads: bool) -> Any:
+        return pacsv.ReadOptions(block_size=self._block, use_threads=threads, encoding=self._encoding)
+
+    def _grows(self, error: pa.ArrowInvalid) -> bool:
+        """Whether a row was longer than a block, and blocks are larger from now on."""
+        if "straddl" not in str(error) or self._block >= LARGE_BLOCK:
+            return False
+        self._block = min(16 * self._block, LARGE_BLOCK)
+        return True
 
     def _header(self) -> list[str]:
         names = next(csv.reader(io.StringIO(self._head), delimiter=self._delimiter))
@@ -143,7 +150,7 @@ class CsvSource(Source):
             path = self.paths[0]
             with reading(path, "CSV"), self._open(path) as stream:
                 options = self._options(None, self._codes())
-                read = self._read_options(HEAD, threads=False)
+                read = pacsv.ReadOptions(block_size=HEAD, use_threads=False, encoding=self._encoding)
                 try:
                     with pacsv.open_csv(stream, read, self._parse(), options) as reader:
                         self._schema = reader.schema
@@ -197,25 +204,22 @@ class CsvSource(Source):
             raise missing_column(absent[0], self._names)
         return list(self._names if columns is None else columns)
 
-    def _read(self, path: str, names: list[str], before: int, types: dict[str, Any], block: int | None = None) -> pa.Table:
-        block = block or SMALL_BLOCK
-        read = self._read_options(block, threads=True)
+    def _read(self, path: str, names: list[str], before: int, types: dict[str, Any]) -> pa.Table:
         options = self._options(names, types)
         try:
             with self._open(path) as stream:
-                return pacsv.read_csv(stream, read, self._parse(), options)
+                return pacsv.read_csv(stream, self._read_options(threads=True), self._parse(), options)
         except pa.ArrowInvalid as error:
             if CONVERSION.search(str(error)) and types:
                 # What was asked for does not fit all rows.
-                return self._read(path, names, before, {}, block)
-            if "straddl" in str(error) and block < LARGE_BLOCK:
-                return self._read(path, names, before, types, LARGE_BLOCK)
+                return self._read(path, names, before, {})
+            if self._grows(error):
+                return self._read(path, names, before, types)
             if not WRONG_WIDTH.search(str(error)):
                 raise
         # Only one thread knows row numbers.
-        read = self._read_options(block, threads=False)
         with self._malformed(before) as handler, self._open(path) as stream:
-            return pacsv.read_csv(stream, read, self._parse(handler), options)
+            return pacsv.read_csv(stream, self._read_options(threads=False), self._parse(handler), options)
 
     @contextmanager
     def _malformed(self, before: int) -> Iterator[Callable[[Any], str]]:
@@ -251,15 +255,33 @@ class CsvSource(Source):
         before = 0
         for path in self.paths:
             seen = 0
-            with reading(path, "CSV"), self._malformed(before) as handler, self._open(path) as stream:
-                read = self._read_options(BLOCK, threads=not self._skip)
-                parse = self._parse(handler if self._skip else None)
-                with pacsv.open_csv(stream, read, parse, self._options(names, known)) as reader:
-                    for batch in reader:
-                        seen += batch.num_rows
-                        for start in range(0, batch.num_rows, BATCH_ROWS):
-                            yield self._written.apply(batch.slice(start, BATCH_ROWS), typed=False)
+            with reading(path, "CSV"):
+                for batch in self._stream(path, names, known, before):
+                    seen += batch.num_rows
+                    for start in range(0, batch.num_rows, BATCH_ROWS):
+                        yield self._written.apply(batch.slice(start, BATCH_ROWS), typed=False)
             before += seen + sum(1 for m in self.malformed if m["row"] >= before)
+
+    def _stream(self, path: str, names: list[str], types: dict[str, Any], before: int) -> Iterator[pa.RecordBatch]:
+        """A file's batches; begun again, with what was given left out, where a row is longer than a block."""
+        given = 0
+        while True:
+            self.malformed[:] = [m for m in self.malformed if m["row"] < before]
+            row = 0
+            try:
+                with self._malformed(before) as handler, self._open(path) as stream:
+                    read = self._read_options(threads=not self._skip)
+                    parse = self._parse(handler if self._skip else None)
+                    with pacsv.open_csv(stream, read, parse, self._options(names, types)) as reader:
+                        for batch in reader:
+                            row += batch.num_rows
+                            if row > given:
+                                yield batch.slice(max(0, batch.num_rows - (row - given)))
+                                given = row
+                return
+            except pa.ArrowInvalid as error:
+                if not self._grows(error):
+                    raise
 
     def _whole_types(self, names: list[str], types: dict[str, Any]) -> dict[str, Any]:
         """Types that hold for all rows, by a pass over the files that begins again where one does not."""
@@ -268,21 +290,23 @@ class CsvSource(Source):
         types = self._codes() | types
         rows = 0
         for path in self.paths:
-            while True:
-                try:
-                    types, seen = self._check_types(path, names, types)
-                    rows += seen
-                    break
-                except pa.ArrowInvalid as error:
-                    types = types | self._wider(str(error), types, path)
+            with reading(path, "CSV"):
+                while True:
+                    try:
+                        types, seen = self._check_types(path, names, types)
+                        break
+                    except pa.ArrowInvalid as error:
+                        if not self._grows(error):
+                            types = types | self._wider(error, types)
+            rows += seen
         self._types, self._rows = types, rows
         return types
 
     def _check_types(self, path: str, names: list[str], types: dict[str, Any]) -> tuple[dict[str, Any], int]:
         rows = 0
-        with reading_types(path), self._open(path) as stream:
+        with self._open(path) as stream:
             keep = self._parse((lambda row: "skip") if self._skip else None)
-            read = self._read_options(BLOCK, threads=True)
+            read = self._read_options(threads=True)
             with pacsv.open_csv(stream, read, keep, self._options(names, types)) as reader:
                 self._types = types = {field.name: field.type for field in reader.schema}
                 for batch in reader:
@@ -290,12 +314,11 @@ class CsvSource(Source):
                 _check_utf8(reader.schema, path)
         return types, rows
 
-    def _wider(self, message: str, types: dict[str, Any], path: str) -> dict[str, Any]:
-        """The type after a failed conversion."""
-        found = CONVERSION.search(message)
+    def _wider(self, error: pa.ArrowInvalid, types: dict[str, Any]) -> dict[str, Any]:
+        """The types after a failed conversion; raises any other error again."""
+        found = CONVERSION.search(str(error))
         if not found:
-            with reading(path, "CSV"):
-                raise pa.ArrowInvalid(message)
+            raise error
         name, kind, value = self._names[int(found[1])], found[2], found[3]
         known = types | {n: t for n, t in self._types.items() if n not in types}
         plain = value.strip().replace(self._written.decimal, ".")
@@ -319,18 +342,3 @@ def _type_of(value: str) -> Any:
         return pacsv.read_csv(io.BytesIO(b'x\n"' + value.encode() + b'"\n')).schema.field(0).type
     except pa.ArrowInvalid:
         return pa.string()
-
-
-class reading_types:
-    """Like `reading`, but conversion errors pass: they tell the type."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, (pa.ArrowException, OSError)) and not CONVERSION.search(str(error)):
-            with reading(self._path, "CSV"):
-                raise error
