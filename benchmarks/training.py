@@ -71,11 +71,14 @@ def plain(x: torch.Tensor, y: torch.Tensor, steps: int, batch: int = BATCH) -> f
     net = nn.Sequential(*layers, nn.Linear(HIDDEN, CLASSES))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
     order = torch.randperm(len(x))
-    began = 0.0
+    began, epoch = 0.0, len(x) // batch
     for step in range(steps):
         if step == FIRST:
             began = time.perf_counter()
-        index = order[step * batch : (step + 1) * batch]
+        if step and step % epoch == 0:
+            order = torch.randperm(len(x))
+        first = step % epoch * batch
+        index = order[first : first + batch]
         loss = nn.functional.cross_entropy(net(x.index_select(0, index)), y.index_select(0, index))
         loss.backward()
         optimizer.step()

@@ -14,7 +14,7 @@ from torch import Tensor
 from seekray.checkpoint import Checkpoints
 from seekray.models.family import watched
 from seekray.session import Point, Session, points
-from seekray.system import system_metrics
+from seekray.system import keep_freed_memory, system_metrics
 from seekray.train_state import TrainState
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(
     initial: weights that a new run starts from, by `module/key`; the others are fresh.
     Every rank of a run calls it. Raises DivergedError where the loss is not finite.
     """
+    keep_freed_memory()
     state = TrainState(experiment, session, schema, train, validation, initial)
     if session.resume_from is not None:
         state.restore(session.resume_from, session)
