@@ -48,8 +48,8 @@ def make_bundle(folder: Path) -> Path:
 
     from seekray import bundle
     from seekray.checkpoint import named_tensors
-    from seekray.data.fitting import fit
     from seekray.data.options import Data
+    from seekray.data.tables.fitting import fit
     from seekray.models.net import Net, NetConfig
     from seekray.storage import Storage
 
@@ -71,7 +71,7 @@ def child(bundle: str, source: str, out: str, workers: int) -> None:
     import functools
 
     from seekray import cluster
-    from seekray.batch_predict import predict
+    from seekray.batch.predict import predict
     from seekray.data.options import Data
     from seekray.settings import settings
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from seekray.data.options import Data
-from seekray.data.prepare import prepare
 from seekray.data.sources import open_source
+from seekray.data.tables.prepare import prepare
 
 COLUMNS = 20
 

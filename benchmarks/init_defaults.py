@@ -173,7 +173,7 @@ def seekray_score(x: Any, y: np.ndarray, train: np.ndarray, test: np.ndarray, fo
 
     from seekray import inspect, loop
     from seekray.checkpoint import Checkpoints, load_named
-    from seekray.data.prepare import prepare
+    from seekray.data.tables.prepare import prepare
     from seekray.experiment_file import load
     from seekray.models import get_family
     from seekray.session import LocalSession

@@ -17,7 +17,7 @@ import torch
 from seekray import loop
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.generator import Generator, open_model
 from seekray.predictor import Predictor
 from seekray.report import conclude

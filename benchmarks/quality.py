@@ -41,8 +41,8 @@ from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
 from seekray.data import split as splits
 from seekray.data.options import Split
-from seekray.data.prepare import prepare
 from seekray.data.sources import open_source
+from seekray.data.tables.prepare import prepare
 from seekray.loaded import build
 from seekray.predictor import Predictor
 from seekray.session import LocalSession, Point

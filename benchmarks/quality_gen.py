@@ -30,7 +30,7 @@ from seekray import experiment_file, loop
 from seekray.augment import augmented
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.evaluation import evaluate
 from seekray.generator import Generator, open_model
 from seekray.session import LocalSession, Point

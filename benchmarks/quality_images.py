@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 from seekray import experiment_file, loop
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Arrays, Prepared
+from seekray.data.prepared import Arrays, Prepared
 from seekray.generator import open_model
 from seekray.session import LocalSession, Point
 from seekray.storage import Storage

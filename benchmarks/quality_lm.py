@@ -28,7 +28,7 @@ from benchmarks.lm_parts import bz, kneser_ney, primed, train, unigrams, xz
 from benchmarks.quality import write as write_between
 from seekray import experiment_file
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.evaluation import evaluate
 from seekray.generator import Generator
 from seekray.model_ref import with_base

@@ -24,7 +24,7 @@ import torch
 from seekray import experiment_file, loop
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.evaluation import evaluate
 from seekray.loaded import build
 from seekray.predictor import Predictor

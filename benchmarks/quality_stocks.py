@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 
 from benchmarks.quality_rec import ROOT, trained
 from seekray import experiment_file
-from seekray.data.baselines import ewma, persistence, ridge
-from seekray.data.framing import frame_of, frame_table
 from seekray.data.options import Data
+from seekray.data.sequences.baselines import ewma, persistence, ridge
+from seekray.data.sequences.framing import frame_of, frame_table
 from seekray.data.sources import open_source
 from seekray.predictor import Predictor
 

@@ -32,7 +32,8 @@ from torch import nn
 from seekray import loop, ray_train
 from seekray.cluster import connect
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepared import Prepared
+from seekray.data.tables.prepare import prepare
 from seekray.progress import Progress
 from seekray.session import Point, Session
 from seekray.settings import read_settings

@@ -21,7 +21,7 @@ import torch
 from benchmarks.quality_gen import ROOT, fit
 from seekray import experiment_file
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.models import get_family
 from seekray.models.gen_networks import settle
 

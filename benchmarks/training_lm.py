@@ -29,7 +29,7 @@ from benchmarks.lm_parts import Silent
 from seekray import loop
 from seekray.config import Experiment
 from seekray.data.batches import Batch
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.models.transformer import Transformer, TransformerConfig
 from seekray.session import LocalSession
 from seekray.storage import Storage

@@ -24,7 +24,7 @@ from torch import nn
 
 from seekray import loop
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.session import Point, Session
 from seekray.storage import Storage
 

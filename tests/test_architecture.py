@@ -24,8 +24,7 @@ FLOORS = [
     {"manifest", "checkpoint", "bundle", "session", "shared_sum", "sharding"},
     {
         "model_ref", "loaded", "predictor", "generator", "huggingface", "plots", "tracking", "evaluation", "importances",
-        "batch_output", "batch_parts", "batch_predict", "batch_generate", "batch_texts", "batch_ray", "augment",
-        "verify", "progress", "train_state", "promotion", "stream",
+        "batch", "augment", "verify", "progress", "train_state", "promotion", "stream",
     },
     {"loop", "report"},
     {"mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer", "model_import"},
@@ -33,6 +32,8 @@ FLOORS = [
     {"cluster", "inspect", "submission", "jobs_api", "parcel"},
     {"cli"},
 ]  # fmt: skip
+# The same within `data`, whose root is the lowest floor: what all families share imports from none of these.
+DATA_FLOORS = [{"samples"}, {"sources"}, {"sequences"}, {"tables"}, {"text", "synthetic"}]
 
 
 def floor(room: str) -> int:
@@ -79,6 +80,24 @@ def test_imports_come_from_lower_floors(file: Path) -> None:
         ):
             continue
         assert floor(parts[1]) <= floor(own), f"{own} (floor {floor(own)}) imports {parts[1]} (floor {floor(parts[1])})"
+
+
+def data_floor(name: str) -> int:
+    room = name.removeprefix("seekray.data.").split(".")[0]
+    return next((n for n, rooms in enumerate(DATA_FLOORS, 1) if room in rooms), 0)
+
+
+def test_data_has_floors_too() -> None:
+    root = SOURCES["seekray"] / "data"
+    rooms = {folder.name for folder in root.iterdir() if (folder / "__init__.py").exists()}
+    assert rooms == set.union(*DATA_FLOORS), "put a new room of data into DATA_FLOORS"
+    for file in root.rglob("*.py"):
+        own = file.relative_to(root).parts[0] if file.parent != root else ""
+        for name in imports(file):
+            if name.startswith("seekray.data.") and name.split(".")[2] != own:
+                assert data_floor(name) < (data_floor(own) or 1), (
+                    f"{file.relative_to(root)} imports {name}; only lower floors of data may be imported"
+                )
 
 
 @pytest.mark.parametrize(("module", "room"), [("mlflow", "tracking"), ("matplotlib", "plots"), ("yaml", "")])

@@ -15,8 +15,8 @@ import torch
 from sklearn import metrics as sk
 
 from seekray.checkpoint import named_tensors
-from seekray.data.fitting import fit
 from seekray.data.options import Data
+from seekray.data.tables.fitting import fit
 from seekray.errors import DataError
 from seekray.evaluation import as_text, compare, evaluate
 from seekray.importances import importances

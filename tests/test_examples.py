@@ -22,8 +22,8 @@ from PIL import Image
 from seekray import experiment_file, loop
 from seekray.checkpoint import Checkpoints
 from seekray.data.options import Data
-from seekray.data.prepare import prepare
 from seekray.data.sources import open_source
+from seekray.data.tables.prepare import prepare
 from seekray.generator import open_model
 from seekray.predictor import Predictor
 from seekray.session import LocalSession

@@ -14,7 +14,7 @@ from training_kit import Listen, prepare_for, run_here, same, same_history
 
 from seekray.checkpoint import Checkpoints, load_named, named_tensors
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.errors import CorruptError
 from seekray.generator import Generator, json_rows, open_model
 from seekray.models import FAMILIES, get_family

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from seekray import trainer
-from seekray.batch_predict import predict
+from seekray.batch.predict import predict
 from seekray.cli.doors import verify_all
 from seekray.cli.serve import models_to_serve
 from seekray.data.options import Data

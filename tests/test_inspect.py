@@ -28,7 +28,7 @@ from seekray import inspect
 from seekray.cluster import Address
 from seekray.config import Experiment
 from seekray.data.options import Data
-from seekray.data.prepare import prepare
+from seekray.data.tables.prepare import prepare
 from seekray.errors import DataError, UserError
 from seekray.experiment_file import load, validate
 from seekray.inspect import checks, health, place, plan, sampling, services

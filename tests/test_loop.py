@@ -15,7 +15,8 @@ from training_kit import Listen, experiment, run_here, same, same_history, write
 
 from seekray.checkpoint import Checkpoints, load_named, named_tensors
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepared import Prepared
+from seekray.data.tables.prepare import prepare
 from seekray.errors import ConfigError, DivergedError
 from seekray.models import get_family
 from seekray.session import Session

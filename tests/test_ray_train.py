@@ -20,7 +20,8 @@ from training_kit import After, Listen, experiment, run_here, run_ray, same, sam
 from seekray import ray_train
 from seekray.checkpoint import Checkpoints
 from seekray.config import Resources
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepared import Prepared
+from seekray.data.tables.prepare import prepare
 from seekray.errors import DivergedError, ResourcesError, SeekrayError
 from seekray.progress import Progress
 from seekray.storage import Storage

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from training_kit import run_here
 
-from seekray import batch_predict
+from seekray.batch.predict import predict
 from seekray.config import Experiment
 from seekray.data.options import Data
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.errors import UserError
 from seekray.evaluation import as_text, evaluate
 from seekray.predictor import Predictor
@@ -111,7 +111,7 @@ def test_raw_files_are_framed_as_in_training(forecast: Any, tmp_path: Path) -> N
     table = pq.read_table(experiment.data.source)
     whole = evaluate(predictor, table)
     assert whole.rows == 2 * (160 - 16 - 4 + 1)
-    done = batch_predict.predict(bundle, Data(source=experiment.data.source), str(tmp_path / "out.parquet"), workers=0)
+    done = predict(bundle, Data(source=experiment.data.source), str(tmp_path / "out.parquet"), workers=0)
     assert done["rows"] == 2  # a forecast a series, from its end
     out = pq.read_table(tmp_path / "out.parquet").to_pydict()
     assert out["who"] == ["a", "b"]

@@ -15,9 +15,9 @@ import torch
 
 from seekray import bundle as bundles
 from seekray.checkpoint import named_tensors
-from seekray.data.fitting import fit
 from seekray.data.options import Data
 from seekray.data.schema import Prediction
+from seekray.data.tables.fitting import fit
 from seekray.data.values import json_value
 from seekray.models.net import Net, NetConfig
 from seekray.predictor import Predictor

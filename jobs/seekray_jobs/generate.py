@@ -12,7 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seekray import batch_generate, batch_texts, cluster
+from seekray import cluster
+from seekray.batch import texts
+from seekray.batch.generate import generate
 from seekray.data.options import Data
 from seekray.errors import UserError
 from seekray.log import configure
@@ -29,7 +31,7 @@ def run(
     found = resolve(model, settings())
     connect = functools.partial(cluster.connect, settings(), None, address)
     progress = RowProgress(sys.stderr.isatty())
-    return batch_generate.generate(found.bundle, request, out, workers=workers, connect=connect, progress=progress)
+    return generate(found.bundle, request, out, workers=workers, connect=connect, progress=progress)
 
 
 def answer(
@@ -40,9 +42,7 @@ def answer(
     found = resolve(model, settings())
     connect = functools.partial(cluster.connect, settings(), None, address)
     progress = RowProgress(sys.stderr.isatty())
-    return batch_texts.answer(
-        found.bundle, Data(source=data), out, request, workers=workers, connect=connect, progress=progress
-    )
+    return texts.answer(found.bundle, Data(source=data), out, request, workers=workers, connect=connect, progress=progress)
 
 
 def conditions(given: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seekray import batch_predict, cluster
+from seekray import cluster
+from seekray.batch.predict import predict
 from seekray.data.options import Data
 from seekray.log import configure
 from seekray.model_ref import resolve
@@ -31,7 +32,7 @@ def run(
     if stateful is not None:
         return predict_file(found.bundle, Data(source=data), out, Path(stateful))
     connect = functools.partial(cluster.connect, settings(), None, address)
-    return batch_predict.predict(
+    return predict(
         found.bundle, Data(source=data), out, workers=workers, connect=connect, progress=RowProgress(sys.stderr.isatty())
     )
 

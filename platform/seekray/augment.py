@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from seekray.data.columns import missing_column
-from seekray.data.prepare import Arrays, Prepared
+from seekray.data.prepared import Arrays, Prepared
 from seekray.errors import ConfigError
 from seekray.generator import Generator
 from seekray.model_ref import resolve

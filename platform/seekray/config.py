@@ -22,7 +22,7 @@ from seekray.errors import ConfigError
 from seekray.models import get_family
 
 if TYPE_CHECKING:
-    from seekray.data.prepare import Prepared
+    from seekray.data.prepared import Prepared
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]

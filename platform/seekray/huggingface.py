@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from seekray import bundle as bundles
-from seekray.data.features import Feature
-from seekray.data.text_schema import TextSchema
-from seekray.data.tokenizer import Tokenizer
+from seekray.data.tables.features import Feature
+from seekray.data.text.schema import TextSchema
+from seekray.data.text.tokenizer import Tokenizer
 from seekray.errors import UserError
 from seekray.models import llama
 from seekray.models.lm import LmConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from seekray.batch_parts import forward_rows
+from seekray.batch.parts import forward_rows
 from seekray.evaluation.rows import known_targets
 from seekray.metrics import quick_metrics
 

@@ -19,7 +19,7 @@ from seekray.train_state import TrainState
 
 if TYPE_CHECKING:
     from seekray.config import Experiment
-    from seekray.data.prepare import Dataset
+    from seekray.data.prepared import Dataset
     from seekray.data.schema import Schema
 
 

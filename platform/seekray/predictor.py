@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from seekray.data.schema import Prediction
-from seekray.data.sequences import joined
+from seekray.data.sequences.ragged import joined
 from seekray.loaded import LoadedModel
 
 CHUNK = 8192

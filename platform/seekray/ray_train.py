@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from seekray import errors, loop
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment, Resources
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.driver_trainer import DriverTrainer
 from seekray.errors import ResourcesError, SeekrayError
 from seekray.mailbox import Mailbox

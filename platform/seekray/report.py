@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from seekray import bundle as bundles
 from seekray.checkpoint import Checkpoint
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.data.values import json_value
 from seekray.evaluation import Evaluation, evaluate
 from seekray.generator import Generator, open_model

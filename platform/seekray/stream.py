@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from seekray.batch_output import PartResult, encode, open_output
-from seekray.data.framing import Frame
+from seekray.batch.output import PartResult, encode, open_output
 from seekray.data.options import Data
 from seekray.data.parse import category
 from seekray.data.schema import Prediction
+from seekray.data.sequences.framing import Frame
 from seekray.data.sources import open_source
 from seekray.errors import DataError, UserError
 from seekray.predictor import Predictor

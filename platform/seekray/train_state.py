@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seekray.checkpoint import Checkpoint, load_initial, load_named, load_optimizer, named_tensors, optimizer_state
 from seekray.config import Experiment
-from seekray.data.prepare import Dataset
+from seekray.data.prepared import Dataset
 from seekray.data.schema import Schema
 from seekray.errors import ConfigError
 from seekray.models import get_family

@@ -17,7 +17,7 @@ from seekray import loop, report
 from seekray.augment import augmented
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.errors import ConfigError, DataError, FullError, ModelNotFoundError, full
 from seekray.log import to_file
 from seekray.model_ref import with_base

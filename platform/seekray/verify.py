@@ -180,7 +180,7 @@ def _batch(bundle: Path | str, schema: Schema, rows: list[dict[str, Any]], kind:
     import pyarrow.csv as pacsv
     import pyarrow.parquet as pq
 
-    from seekray.batch_predict import predict
+    from seekray.batch.predict import predict
     from seekray.data.options import Data
     from seekray.errors import DataError
 

@@ -92,6 +92,6 @@ class BatchModel:
 
 
 def _concatenate(parts: Sequence[Inputs]) -> Inputs:
-    from seekray.data.sequences import joined
+    from seekray.data.sequences.ragged import joined
 
     return {name: joined([part[name] for part in parts]) for name in parts[0]}

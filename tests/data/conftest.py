@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from seekray.data import csv_source, json_source
-from seekray.data.features import FeatureSchema, fit
 from seekray.data.options import Data
-from seekray.data.prepare import Prepared, prepare
-from seekray.data.source import Source
-from seekray.data.sources import open_source
+from seekray.data.prepared import Prepared
+from seekray.data.sources import csv_files, json_files, open_source
+from seekray.data.sources.source import Source
+from seekray.data.tables.features import FeatureSchema
+from seekray.data.tables.fitting import fit
+from seekray.data.tables.prepare import prepare
 
 
 def picture(colour: tuple[int, int, int], size: tuple[int, int] = (12, 9), form: str = "PNG") -> bytes:
@@ -114,7 +115,7 @@ def rows(source: Source, columns: list[str] | None = None) -> list[dict[str, Any
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is read as a large one is: in many blocks."""
-    for module, block in ((csv_source, 4096), (json_source, 4096)):
+    for module, block in ((csv_files, 4096), (json_files, 4096)):
         monkeypatch.setattr(module, "WHOLE", 0)
         monkeypatch.setattr(module, "BLOCK", block)
         monkeypatch.setattr(module, "HEAD", block)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from tests.data.conftest import rows
 
-from seekray import batch_predict, inspect, trainer
+from seekray import inspect, trainer
+from seekray.batch.predict import predict
 from seekray.data.options import Data
 from seekray.data.sources import open_source
 from seekray.errors import SeekrayError, UserError
@@ -57,8 +58,8 @@ def test_from_a_bucket_to_a_bucket(bucket: str, home: Path, tmp_path: Path) -> N
     result = trainer.train(experiment, settings())
     for source in files.values():
         out = f"{bucket}/answers/{len(source)}"
-        assert batch_predict.predict(result.bundle, Data(source=source), f"{out}/a.csv", workers=0)["rows"] == 200
-        done = batch_predict.predict(result.bundle, Data(source=source), f"{out}/parts", workers=0, part_rows=64)
+        assert predict(result.bundle, Data(source=source), f"{out}/a.csv", workers=0)["rows"] == 200
+        done = predict(result.bundle, Data(source=source), f"{out}/parts", workers=0, part_rows=64)
         assert (done["rows"], done["rejected"]) == (200, 0)
         one, parts = rows(open_source(Data(source=f"{out}/a.csv"))), rows(open_source(Data(source=f"{out}/parts")))
         assert [r["house"] for r in one] == [r["house"] for r in parts]

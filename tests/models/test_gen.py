@@ -18,7 +18,7 @@ from PIL import Image
 from training_kit import Listen, experiment, prepare_for, run_here, write_table
 
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.errors import UserError
 from seekray.generator import Generator, open_model
 from seekray.models import get_family

@@ -15,7 +15,7 @@ from training_kit import Listen, run_here
 
 from seekray.checkpoint import Checkpoints, load_initial
 from seekray.config import Experiment
-from seekray.data.passages import IGNORED
+from seekray.data.text.passages import IGNORED
 from seekray.errors import ConfigError, DataError
 from seekray.evaluation import evaluate, read
 from seekray.generator import Generator, json_rows, load_model, open_model

@@ -14,7 +14,8 @@ from ranks import forked
 from torch import nn
 from training_kit import Listen, experiment, run_here, write_table
 
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepared import Prepared
+from seekray.data.tables.prepare import prepare
 from seekray.errors import ConfigError
 from seekray.models.layers import ACTIVATIONS, BatchNorm
 from seekray.models.net import Net, NetConfig, Perceptron

@@ -18,8 +18,8 @@ from training_kit import prepare_for, run_here, same
 
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
-from seekray.data.fitting import fit
 from seekray.data.options import Data
+from seekray.data.tables.fitting import fit
 from seekray.errors import ConfigError
 from seekray.experiment_file import load
 from seekray.generator import open_model

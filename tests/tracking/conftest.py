@@ -56,7 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from seekray import bundle as bundles
     from seekray.checkpoint import named_tensors
     from seekray.data.options import Data
-    from seekray.data.prepare import prepare
+    from seekray.data.tables.prepare import prepare
     from seekray.models import get_family
     from seekray.predictor import Predictor
 

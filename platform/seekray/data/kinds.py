@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 
 from seekray.data.options import Data
 from seekray.data.parse import as_array, is_bytes, is_list, is_number, is_text, number_mask
-from seekray.data.sound import HEADS
 from seekray.data.times import CLOCK_TIME, ISO_TIME, POINT_DATE
 from seekray.errors import DataError
 
@@ -20,6 +19,7 @@ ID_CAMEL = re.compile(r"[a-z0-9](Id|ID|Uuid|UUID|Guid)$")
 # Fewer parsing values make a text column, more a numeric one with bad rows.
 MOSTLY = 0.95
 FEW = 20
+SOUND_HEADS = (b"RIFF", b"fLaC", b"OggS")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def infer(name: str, array: Any) -> Inferred:
         return _guess_text(name, array.drop_null())
     if is_bytes(kind):
         first = array.drop_null()[0].as_py()
-        if first.startswith(HEADS):
+        if first.startswith(SOUND_HEADS):
             return Inferred(name, "audio", "encoded sounds")
         return Inferred(name, "image", "binary values")
     if is_list(kind) and is_number(kind.value_type):

@@ -202,9 +202,13 @@ def fit_image(pixels: Array, options: FeatureOptions) -> tuple[State, list[str]]
     return state, ([] if any(std) else ["is constant on the training rows"])
 
 
+def png(pixels: Array) -> bytes:
+    """A PNG of uint8 (H, W, 1 or 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def example_image(pixels: Array, options: FeatureOptions) -> str:
     """A decoded image (H * W * C,) as base64 PNG, small enough for a bundle's JSON."""
-    shape = (*options.size, 3) if options.channels == 3 else options.size
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.reshape(shape)).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png(pixels.reshape(*options.size, options.channels))).decode()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-    from seekray.data.features import Feature
+    from seekray.data.tables.features import Feature
 
 
 @dataclass(frozen=True)

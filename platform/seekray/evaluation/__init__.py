@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from seekray.data.framing import framed_rows
 from seekray.data.options import Data
+from seekray.data.sequences.framing import framed_rows
 from seekray.data.sources import open_source
 from seekray.evaluation.result import Evaluation, as_text
 from seekray.evaluation.rows import compare

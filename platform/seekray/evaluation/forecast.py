@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seekray.batch_parts import forward_rows
-from seekray.data.baselines import ewma, persistence, ridge, seasonal
+from seekray.batch.parts import forward_rows
 from seekray.data.columns import missing_column
-from seekray.data.features import FeatureSchema
 from seekray.data.parse import Rejects
-from seekray.data.sequences import Ragged, sequences
+from seekray.data.sequences.baselines import ewma, persistence, ridge, seasonal
+from seekray.data.sequences.ragged import Ragged, sequences
+from seekray.data.tables.features import FeatureSchema
 from seekray.errors import DataError
 from seekray.evaluation.result import Evaluation
 from seekray.evaluation.rows import SHOWN_REJECTIONS, _labels

@@ -10,10 +10,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from seekray.batch_parts import forward_rows
+from seekray.batch.parts import forward_rows
 from seekray.data.columns import missing_column
 from seekray.data.parse import Rejects
-from seekray.data.sequences import Ragged
+from seekray.data.sequences.ragged import Ragged
 from seekray.errors import DataError
 from seekray.evaluation.result import Evaluation
 from seekray.evaluation.rows import SHOWN_REJECTIONS, _classes, _confusion, _intervals, _labels

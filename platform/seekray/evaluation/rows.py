@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from seekray.batch_parts import forward_rows
+from seekray.batch.parts import forward_rows
 from seekray.data.columns import missing_column
 from seekray.data.parse import Rejects, numbers, shown
 from seekray.errors import DataError

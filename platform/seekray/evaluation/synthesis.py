@@ -11,8 +11,8 @@ import pyarrow as pa
 from seekray.evaluation.result import Evaluation
 
 if TYPE_CHECKING:
-    from seekray.data.features import Feature
-    from seekray.data.gen_schema import GenSchema
+    from seekray.data.synthetic.schema import GenSchema
+    from seekray.data.tables.features import Feature
     from seekray.generator import Generator
 
 Array = np.ndarray[Any, Any]
@@ -90,8 +90,8 @@ def _halves(table: pa.Table, seed: int) -> tuple[pa.Table, pa.Table]:
 
 def column(feature: Feature, table: pa.Table) -> Array:
     """Numbers (B,) of a column: seconds, places of categories (-1 for others), NaN for missing numbers."""
-    from seekray.data import codec
     from seekray.data.parse import Rejects, numbers
+    from seekray.data.synthetic import codec
     from seekray.data.times import seconds, times
 
     given = table.column(feature.name)
@@ -104,7 +104,7 @@ def column(feature: Feature, table: pa.Table) -> Array:
 
 def matrix(schema: GenSchema, table: pa.Table, without: str | None = None) -> Array:
     """(B, D) for trees: numbers as they are, NaN for missing ones, categories as one-hots."""
-    from seekray.data import codec
+    from seekray.data.synthetic import codec
 
     parts = []
     for feature in schema.features:
@@ -175,7 +175,7 @@ def correlations(schema: GenSchema, real: pa.Table, made: pa.Table) -> tuple[lis
     """Spearman's coefficients of numbers and of categories as one-hots, of both tables; constant columns are left out."""
     from scipy.stats import rankdata
 
-    from seekray.data import codec
+    from seekray.data.synthetic import codec
 
     names: list[str] = []
     parts: tuple[list[Array], list[Array]] = ([], [])

@@ -12,7 +12,7 @@ from seekray.evaluation.result import Evaluation
 from seekray.evaluation.synthesis import NO_TRAINING, Array, _halves, column
 
 if TYPE_CHECKING:
-    from seekray.data.gen_schema import GenSchema
+    from seekray.data.synthetic.schema import GenSchema
     from seekray.generator import Generator
 
 COMPARED = 500  # images, balanced over the classes, of the Fréchet distance: it shrinks with their number
@@ -54,7 +54,7 @@ def _samples(schema: GenSchema, made: pa.Table) -> list[str]:
 
 def pixels(schema: GenSchema, table: pa.Table) -> Array:
     """(B, C * H * W) in -1..1."""
-    from seekray.data import free_form
+    from seekray.data.synthetic import free_form
 
     return free_form.encode_images(schema.subject, table.column(schema.subject.name))
 

@@ -11,15 +11,15 @@ import torch
 
 from seekray.data.columns import missing_column
 from seekray.data.options import Data
-from seekray.data.passages import IGNORED
 from seekray.data.sources import open_source
-from seekray.data.text_source import pieces, text_files
+from seekray.data.text.passages import IGNORED
+from seekray.data.text.source import pieces, text_files
 from seekray.errors import DataError
 from seekray.evaluation.result import Evaluation
 from seekray.models.lm import text_metrics, token_losses
 
 if TYPE_CHECKING:
-    from seekray.data.text_schema import TextSchema
+    from seekray.data.text.schema import TextSchema
     from seekray.generator import Generator
 
 BATCH_TOKENS = 16_384

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seekray.data.columns import as_columns, missing_column
-from seekray.data.fitting import typed
 from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Rejects
-from seekray.data.targets import read_targets
+from seekray.data.tables.fitting import typed
+from seekray.data.tables.targets import read_targets
 from seekray.errors import DataError, SeekrayError
 from seekray.inspect.defaults import PROBED_ROWS
 from seekray.inspect.probe import Shape, probe

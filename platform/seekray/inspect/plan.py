@@ -14,12 +14,13 @@ import pyarrow as pa
 from seekray.config import Experiment
 from seekray.data import split as splits
 from seekray.data.columns import as_columns
-from seekray.data.fitting import fit
 from seekray.data.options import Data
 from seekray.data.parse import Rejects
-from seekray.data.prepare import Prepared, used_columns
+from seekray.data.prepared import Prepared
 from seekray.data.schema import Schema
 from seekray.data.sources import open_source
+from seekray.data.tables.fitting import fit
+from seekray.data.tables.prepare import used_columns
 from seekray.errors import SeekrayError
 from seekray.inspect import place
 from seekray.inspect.later import later

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from seekray.data.fitting import fit
 from seekray.data.options import Data
+from seekray.data.tables.fitting import fit
 
 Matrix = npt.NDArray[np.float64]
 PROBE_ROWS = 1000

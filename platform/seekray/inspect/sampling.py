@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 
-from seekray.data.csv_source import COMPRESSED, CsvSource
-from seekray.data.json_source import JsonSource
 from seekray.data.options import Data
-from seekray.data.source import Source
 from seekray.data.sources import open_source
+from seekray.data.sources.csv_files import COMPRESSED, CsvSource
+from seekray.data.sources.json_files import JsonSource
+from seekray.data.sources.source import Source
 from seekray.storage import filesystem
 
 WHOLE_BYTES = 32 * 2**20

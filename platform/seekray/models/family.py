@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from seekray.config import Training
-    from seekray.data.prepare import Prepared
+    from seekray.data.prepared import Prepared
     from seekray.data.schema import Schema
     from seekray.models.texts import Piece
 

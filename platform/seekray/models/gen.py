@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from seekray.data import codec
-from seekray.data.batches import Batch, TableBatches, table_batches
-from seekray.data.gen_schema import GenSchema, fitter
+from seekray.data.batches import Batch
 from seekray.data.options import Data
-from seekray.data.prepare import Arrays, Prepared, prepare
+from seekray.data.prepared import Arrays, Prepared
+from seekray.data.synthetic import codec
+from seekray.data.synthetic.schema import GenSchema, fitter
+from seekray.data.tables.batches import TableBatches, table_batches
+from seekray.data.tables.prepare import prepare
 from seekray.data.values import json_value
 from seekray.errors import UserError
 from seekray.images import contact_sheet

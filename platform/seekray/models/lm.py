@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from seekray.data.batches import Batch
 from seekray.data.options import Data
-from seekray.data.passages import IGNORED
-from seekray.data.prepare import Prepared
-from seekray.data.text_prepare import prepare_lm
-from seekray.data.text_schema import TextSchema
-from seekray.data.token_batches import text_batches
+from seekray.data.prepared import Prepared
+from seekray.data.text.batches import text_batches
+from seekray.data.text.passages import IGNORED
+from seekray.data.text.prepare import prepare_lm
+from seekray.data.text.schema import TextSchema
 from seekray.metrics import quick_metrics
 from seekray.models import texts
 from seekray.models.family import ModelConfig, Modules, StepSession

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
+from seekray.data.tables.features import FeatureSchema
 from seekray.errors import ConfigError
 from seekray.models.family import ModelConfig, Modules
 from seekray.models.layers import ACTIVATIONS, Activation, BatchNorm, initialise

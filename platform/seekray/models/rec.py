@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from seekray.data.baselines import fit_ewma, fit_ridge
 from seekray.data.batches import Batch
-from seekray.data.features import FeatureSchema
 from seekray.data.options import Data
-from seekray.data.prepare import Arrays, Prepared, prepare
-from seekray.data.sequence_batches import SequenceBatches
+from seekray.data.prepared import Arrays, Prepared
+from seekray.data.sequences.baselines import fit_ewma, fit_ridge
+from seekray.data.sequences.batches import SequenceBatches
+from seekray.data.tables.features import FeatureSchema
+from seekray.data.tables.prepare import prepare
 from seekray.errors import DataError
 from seekray.models.family import ModelConfig, Modules
 from seekray.models.layers import initialise

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from seekray.models.layers import ACTIVATIONS, BatchNorm, initialise
 
 if TYPE_CHECKING:
-    from seekray.data.features import FeatureSchema
+    from seekray.data.tables.features import FeatureSchema
     from seekray.models.net import NetConfig
 
 

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from seekray.data.batches import Batch, table_batches
-from seekray.data.features import FeatureSchema
+from seekray.data.batches import Batch
 from seekray.data.options import Data
-from seekray.data.prepare import Prepared, prepare
+from seekray.data.prepared import Prepared
+from seekray.data.tables.batches import table_batches
+from seekray.data.tables.features import FeatureSchema
+from seekray.data.tables.prepare import prepare
 from seekray.errors import ConfigError, DataError
 from seekray.metrics import quick_metrics
 from seekray.models.family import Batches, ModelConfig, Modules, StepSession

@@ -31,7 +31,7 @@ from training_kit import Listen, prepare_for, run_here
 
 from seekray.config import Experiment, Training
 from seekray.data.batches import Batch
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.models.layers import BatchNorm
 from seekray.session import Session
 from seekray.storage import Storage

@@ -49,9 +49,9 @@ class Bytes:
 def write_bundle(folder: Path, **model: Any) -> Path:
     """A bundle of a model of bytes with random weights."""
     from seekray import bundle
-    from seekray.data.features import Feature
-    from seekray.data.text_schema import TextSchema
-    from seekray.data.tokenizer import train
+    from seekray.data.tables.features import Feature
+    from seekray.data.text.schema import TextSchema
+    from seekray.data.text.tokenizer import train
     from seekray.generator import open_model
     from seekray.storage import Storage
 

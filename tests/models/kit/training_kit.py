@@ -14,7 +14,7 @@ import torch.distributed as dist
 from seekray import loop
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
-from seekray.data.prepare import Prepared
+from seekray.data.prepared import Prepared
 from seekray.session import Point, Session
 from seekray.storage import Storage
 

@@ -1,0 +1,300 @@
+"""From a long table, a row a step, to a table of sequences: one row an id, or one row a window of a series.
+
+The same code frames training data and what `predict` and `evaluate` are given; the `Frame` is kept in the schema.
+A window lies within one series, holds no gap, and has no missing target value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from seekray.data.columns import missing_column
+from seekray.data.options import Data, FeatureOptions
+from seekray.data.parse import Array, Rejects, as_array, is_number, numbers
+from seekray.data.sequences.ragged import ends
+from seekray.data.sources.source import BATCH_ROWS, Source, Types
+from seekray.data.split import codes
+from seekray.data.times import seconds, times
+from seekray.errors import DataError
+
+NEXT = "_next"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How rows become sequences; see `SequenceOptions`. columns: resolved; horizon 0: no windows."""
+
+    task: str
+    time: str
+    target: str
+    id: str | None
+    columns: tuple[str, ...]
+    static: tuple[str, ...]
+    future: tuple[str, ...]
+    gap: float | None
+    history: int
+    horizon: int
+    stride: int
+    season: int | None
+    calendar: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Frame:
+        """The frame of `to_json`."""
+        lists = {name: tuple(value[name]) for name in ("columns", "static", "future")}
+        return cls(**{**value, **lists})
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Columns of the long table, the target apart."""
+        ids = (self.id,) if self.id else ()
+        return tuple(dict.fromkeys((self.time, *ids, *self.columns, *self.static, *self.future)))
+
+    @property
+    def answer(self) -> str:
+        """The target's name in the framed table: of a forecast, the values to come."""
+        return self.target + NEXT if self.horizon else self.target
+
+
+@dataclass(frozen=True)
+class Framed:
+    """table: a row a sequence. starts, origins, stops: seconds of the first step, the last seen, and the last of the target.
+
+    repeated: rows left out because a later one has the same time in the same series.
+    """
+
+    table: pa.Table
+    starts: Array
+    origins: Array
+    stops: Array
+    repeated: int = 0
+
+    def take(self, rows: Array) -> Framed:
+        """These rows."""
+        return Framed(self.table, self.starts[rows], self.origins[rows], self.stops[rows])
+
+
+def frame_of(data: Data, task: str, names: Sequence[str]) -> Frame:
+    """The frame of an experiment's data. Raises DataError."""
+    options = data.sequence
+    assert options is not None
+    (target,) = data.targets
+    for name in (options.time, options.id, *options.static, *options.future, *(options.columns or ()), target):
+        if name and name not in names:
+            raise missing_column(name, list(names), field="data.sequence")
+    taken = {options.time, options.id, *options.static, *data.key, *data.exclude, data.split.by}
+    if options.columns is not None:
+        columns = options.columns
+    else:
+        columns = tuple(n for n in names if n not in taken and (n != target or task == "forecast"))
+    if task == "forecast" and target not in columns:
+        columns = (target, *columns)
+    return Frame(
+        task=task,
+        time=options.time,
+        target=target,
+        id=options.id,
+        columns=tuple(dict.fromkeys((*columns, *options.future))),
+        static=options.static,
+        future=options.future,
+        gap=options.gap,
+        history=options.history or 0,
+        horizon=options.horizon or 0,
+        stride=options.stride,
+        season=options.season,
+        calendar=options.calendar,
+    )
+
+
+def framed_data(data: Data, frame: Frame) -> Data:
+    """The experiment's data as it is once framed: an ordinary table with lists."""
+    given = data.features or {}
+    # A single text column of a step has no meaning yet: numbers only.
+    features = {name: FeatureOptions(kind="sequence") for name in frame.columns}
+    features |= {name + NEXT: FeatureOptions(kind="vector") for name in frame.future}
+    features |= {name: given.get(name, FeatureOptions()) for name in frame.static}
+    if frame.calendar:
+        features[frame.time] = FeatureOptions(kind="timestamp", trend=False)
+    key = tuple(n for n in (frame.id, frame.time) if n)  # carried through, learned from or not
+    by = frame.time if data.split.kind == "time" else data.split.by
+    split = data.split.model_copy(update={"by": by})
+    changes = {"target": frame.answer, "features": features, "key": key, "split": split, "sequence": None, "exclude": ()}
+    return data.model_copy(update=changes)
+
+
+def frame_table(table: pa.Table, frame: Frame, *, targets: bool = True, only_last: bool = False) -> Framed:
+    """Sequences of a long table; of rows with the same time in one series the last counts.
+
+    targets: the target is there and goes along. only_last: of each series, the window that ends with its last known
+    value. Raises DataError for values that cannot be read.
+    """
+    for name in (*frame.wanted, *((frame.target,) if targets or frame.horizon else ())):
+        if name not in table.column_names:
+            raise missing_column(name, table.column_names)
+    when = _seconds(table.column(frame.time), frame.time)
+    series = _in_order(codes(table.column(frame.id))) if frame.id else np.zeros(len(table), dtype=np.int64)
+    order = np.lexsort((when, series))
+    table, when, series = table.take(pa.array(order)), when[order], series[order]
+    again = np.append((series[1:] == series[:-1]) & (np.diff(when) == 0), False)
+    table, when, series = table.filter(pa.array(~again)), when[~again], series[~again]
+    cut = series[1:] != series[:-1]
+    if frame.gap is not None:
+        cut = cut | (np.diff(when) > frame.gap)
+    firsts = np.concatenate([[0], np.flatnonzero(cut) + 1]).astype(np.int64) if len(table) else np.zeros(0, np.int64)
+    sizes = np.diff(np.append(firsts, len(table)))
+    if only_last and len(firsts):  # what comes after the last gap
+        last = np.append(series[firsts][1:] != series[firsts][:-1], True)
+        firsts, sizes = firsts[last], sizes[last]
+    if frame.horizon:
+        found = _windows(table, when, frame, firsts, sizes, targets, only_last)
+    else:
+        found = _whole(table, when, frame, firsts, sizes, targets)
+    return replace(found, repeated=int(again.sum()))
+
+
+def _in_order(found: Array) -> Array:
+    """Group numbers in the order in which the groups first occur."""
+    _, first, inverse = np.unique(found, return_index=True, return_inverse=True)
+    order: Array = np.argsort(np.argsort(first))[inverse]
+    return order
+
+
+def _seconds(column: Any, name: str) -> Array:
+    """float64 (N,) seconds, or the numbers themselves. Raises DataError for a missing time."""
+    rejects = Rejects()
+    numeric = is_number(as_array(column).type)
+    found = numbers(column, name, rejects) if numeric else seconds(times(column, name, rejects))
+    if (gone := np.flatnonzero(~np.isfinite(found))).size:
+        raise DataError(f"column {name!r}, row {int(gone[0])}: the time is missing", field=name)
+    return found
+
+
+def _lists(values: Array, starts: Array, length: int) -> pa.Array:
+    """Lists of `length` values from `starts` on."""
+    flat = values[(starts[:, None] + np.arange(length)).ravel()]
+    offsets = pa.array(np.arange(len(starts) + 1, dtype=np.int32) * length)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, from_pandas=True))
+
+
+def _windows(table: pa.Table, when: Array, frame: Frame, firsts: Array, sizes: Array, targets: bool, only_last: bool) -> Framed:
+    """One row a window: lists of `history` steps, and of the `horizon` after them."""
+    history, horizon = frame.history, frame.horizon
+    values = {n: numbers(table.column(n), n, Rejects()) for n in dict.fromkeys((*frame.columns, frame.target))}
+    known = np.isfinite(values[frame.target])
+    after = horizon if targets or frame.future else 0
+    begins = []
+    for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
+        if only_last:
+            last = np.flatnonzero(known[first : first + size])
+            begins.append(np.array([first + last[-1] + 1 - history] if last.size and last[-1] + 1 >= history else [], np.int64))
+        else:
+            begins.append(np.arange(first, first + size - history - after + 1, frame.stride))
+    begin = np.concatenate(begins) if begins else np.zeros(0, np.int64)
+    if only_last:
+        series_end = np.repeat(firsts + sizes, [len(b) for b in begins]) if begins else begin
+        if frame.future and (short := begin + history + horizon > series_end).any():
+            raise DataError(
+                f"{int(short.sum())} series lack the next {horizon} values of {', '.join(frame.future)}, which are known in "
+                "advance: give rows for them, with the target missing",
+                field=frame.future[0],
+            )
+    missing = np.concatenate([[0], np.cumsum(~known)])
+    span = history + (horizon if targets else 0)
+    begin = begin[missing[begin + span] == missing[begin]]
+    origin = begin + history - 1
+    columns: dict[str, Any] = {frame.time: table.column(frame.time).take(pa.array(origin))}
+    for name in (*((frame.id,) if frame.id else ()), *frame.static):
+        columns[name] = table.column(name).take(pa.array(origin))
+    columns |= {name: _lists(values[name], begin, history) for name in frame.columns}
+    columns |= {name + NEXT: _lists(values[name], begin + history, horizon) for name in frame.future}
+    if targets:
+        columns[frame.answer] = _lists(values[frame.target], begin + history, horizon)
+    return Framed(pa.table(columns), when[begin], when[origin], when[begin + span - 1])
+
+
+def _whole(table: pa.Table, when: Array, frame: Frame, firsts: Array, sizes: Array, targets: bool) -> Framed:
+    """One row a series: lists of all its steps."""
+    offsets = pa.array(ends(sizes).astype(np.int32))
+    columns: dict[str, Any] = {frame.time: table.column(frame.time).take(pa.array(firsts))}
+    once = [*((frame.id,) if frame.id else ()), *frame.static]
+    if targets and frame.task != "labelling":
+        once.append(frame.target)
+    for name in once:
+        column = table.column(name)
+        columns[name] = column.take(pa.array(firsts))
+        if name != frame.id and len(table):
+            own = codes(column)
+            if (odd := np.flatnonzero(own != np.repeat(own[firsts], sizes))).size:
+                raise DataError(f"column {name!r} is not the same in all steps of a sequence (row {int(odd[0])})", field=name)
+    for name in frame.columns:
+        values = pa.array(numbers(table.column(name), name, Rejects()), from_pandas=True)
+        columns[name] = pa.ListArray.from_arrays(offsets, values)
+    if targets and frame.task == "labelling":
+        columns[frame.target] = pa.ListArray.from_arrays(offsets, as_array(table.column(frame.target)))
+    ends_at = when[firsts + sizes - 1] if len(firsts) else when[:0]
+    return Framed(pa.table(columns), when[firsts], ends_at, ends_at)
+
+
+def framed_rows(table: pa.Table, frame: Mapping[str, Any] | None) -> pa.Table:
+    """A long table with its targets as rows; a table of rows, and any where there is no frame, stays as it is."""
+    if frame is None or frame["columns"][0] not in table.column_names:
+        return table
+    if pa.types.is_nested(table.schema.field(frame["columns"][0]).type):
+        return table
+    return frame_table(table, Frame.from_json(frame)).table
+
+
+class FramedSource(Source):
+    """A long table's source as one of sequences, for batch prediction: of a forecast, the windows at the end."""
+
+    def __init__(self, source: Source, frame: Frame) -> None:
+        super().__init__(source.description, source.paths)
+        self._source, self._frame = source, frame
+        self._table: pa.Table | None = None
+
+    def _read(self) -> pa.Table:
+        if self._table is None:
+            frame = self._frame
+            names = list(dict.fromkeys([*frame.wanted, *((frame.target,) if frame.horizon else ())]))
+            self._table = frame_table(self._source.table(names), frame, targets=False, only_last=bool(frame.horizon)).table
+        return self._table
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._read().schema
+
+    @property
+    def bytes(self) -> int | None:
+        return self._source.bytes
+
+    def count(self) -> int | None:
+        return int(self._read().num_rows)
+
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
+        yield from self._read().select(self.names(columns)).to_batches(max_chunksize=BATCH_ROWS)
+
+
+def framed_source(source: Source, frame: Mapping[str, Any] | None) -> Source:
+    """`source` itself, or, where it is a long table, framed."""
+    if frame is None or frame["columns"][0] not in source.schema.names:
+        return source
+    long = not pa.types.is_nested(source.schema.field(frame["columns"][0]).type)
+    return FramedSource(source, Frame.from_json(frame)) if long else source
+
+
+def straddling(framed: Framed, parts: Array) -> Array:
+    """Rows whose steps lie on both sides of the place where a later part begins; they belong to neither."""
+    out = np.zeros(len(parts), dtype=bool)
+    for part in np.unique(parts[parts > 0]):
+        cut = framed.origins[parts == part].min()
+        out |= (framed.starts < cut) & (framed.stops >= cut)
+    return out
