@@ -6,7 +6,7 @@ A window lies within one series, holds no gap, and has no missing target value.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from seekray.data.columns import missing_column
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, is_number, numbers
 from seekray.data.sequences.ragged import ends
-from seekray.data.sources.source import BATCH_ROWS, Source, Types
+from seekray.data.sources.source import Source, TableSource
 from seekray.data.split import codes
 from seekray.data.times import seconds, times
 from seekray.errors import DataError
@@ -253,34 +253,21 @@ def framed_rows(table: pa.Table, frame: Mapping[str, Any] | None) -> pa.Table:
     return frame_table(table, Frame.from_json(frame)).table
 
 
-class FramedSource(Source):
+class FramedSource(TableSource):
     """A long table's source as one of sequences, for batch prediction: of a forecast, the windows at the end."""
 
     def __init__(self, source: Source, frame: Frame) -> None:
         super().__init__(source.description, source.paths)
         self._source, self._frame = source, frame
-        self._table: pa.Table | None = None
 
     def _read(self) -> pa.Table:
-        if self._table is None:
-            frame = self._frame
-            names = list(dict.fromkeys([*frame.wanted, *((frame.target,) if frame.horizon else ())]))
-            self._table = frame_table(self._source.table(names), frame, targets=False, only_last=bool(frame.horizon)).table
-        return self._table
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._read().schema
+        frame = self._frame
+        names = list(dict.fromkeys([*frame.wanted, *((frame.target,) if frame.horizon else ())]))
+        return frame_table(self._source.table(names), frame, targets=False, only_last=bool(frame.horizon)).table
 
     @property
     def bytes(self) -> int | None:
         return self._source.bytes
-
-    def count(self) -> int | None:
-        return int(self._read().num_rows)
-
-    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
-        yield from self._read().select(self.names(columns)).to_batches(max_chunksize=BATCH_ROWS)
 
 
 def framed_source(source: Source, frame: Mapping[str, Any] | None) -> Source:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,7 +16,7 @@ from seekray.data.samples.package_data import Sample
 from seekray.data.sources.csv_files import COMPRESSED, CsvSource
 from seekray.data.sources.files import ArrowSource, MediaSource, ParquetSource
 from seekray.data.sources.json_files import JsonSource
-from seekray.data.sources.source import BATCH_ROWS, Source, SourceFile, Types, reading
+from seekray.data.sources.source import Source, SourceFile, TableSource, reading
 from seekray.errors import DataError
 from seekray.storage import filesystem
 
@@ -31,32 +31,22 @@ FORMATS = {
 EXPECTED = "CSV (.csv, .tsv), Parquet, JSON lines (.jsonl), Arrow IPC (.arrow), or a folder of images or sounds by class"
 
 
-class SampleSource(Source):
+class SampleSource(TableSource):
     """A data set that an installed package brings."""
 
     def __init__(self, found: Sample) -> None:
         super().__init__(found.description)
         self._sample = found
-        self._table: pa.Table | None = None
 
     def _read(self) -> pa.Table:
-        if self._table is None:
-            self._table = self._sample.read()
-        return self._table
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._read().schema
+        return self._sample.read()
 
     @property
     def bytes(self) -> int | None:
-        return int(self._read().nbytes)
+        return int(self.whole.nbytes)
 
     def count(self) -> int | None:
         return self._sample.rows
-
-    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
-        yield from self._read().select(self.names(columns)).to_batches(max_chunksize=BATCH_ROWS)
 
 
 def open_source(data: Data) -> Source:

@@ -86,6 +86,35 @@ class Source(ABC):
         return list(columns)
 
 
+class TableSource(Source):
+    """Rows of a table that is read whole, when they are first asked for."""
+
+    def __init__(self, description: str, paths: Sequence[str] = ()) -> None:
+        super().__init__(description, paths)
+        self._table: pa.Table | None = None
+
+    @abstractmethod
+    def _read(self) -> pa.Table:
+        """The table, read anew."""
+
+    @property
+    def whole(self) -> pa.Table:
+        """The table, read once."""
+        if self._table is None:
+            self._table = self._read()
+        return self._table
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.whole.schema
+
+    def count(self) -> int | None:
+        return int(self.whole.num_rows)
+
+    def batches(self, columns: Sequence[str] | None = None, types: Types | None = None) -> Iterator[pa.RecordBatch]:
+        yield from self.whole.select(self.names(columns)).to_batches(max_chunksize=BATCH_ROWS)
+
+
 @contextmanager
 def reading(path: str, what: str) -> Iterator[None]:
     """Turn the errors of PyArrow and of the file system into DataError."""
