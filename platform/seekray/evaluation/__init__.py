@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from seekray.data.options import Data
 from seekray.data.sequences.framing import framed_rows
 from seekray.data.sources import open_source
-from seekray.evaluation.result import Evaluation, as_text
+from seekray.evaluation.result import Asked, Evaluation, as_text
 from seekray.evaluation.rows import compare
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ __all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate", "read"]
 
 def read(model: Predictor | Generator, data: Data) -> pa.Table:
     """Held-out data as the task's `evaluate` takes it: all columns of a source, or text files as texts. Raises DataError."""
-    module = importlib.import_module(f"{__name__}.{EVALUATORS.get(model.task, 'rows')}")
-    own: Callable[[Any, Data], pa.Table] | None = getattr(module, "read", None)
+    own: Callable[[Any, Data], pa.Table] | None = getattr(_evaluator(model), "read", None)
     return own(model, data) if own else open_source(data).table()
 
 
@@ -49,8 +48,10 @@ def evaluate(
     for none. training: the training rows, where what is made is compared with them. What cannot be used is
     counted in `rejected`. Raises DataError.
     """
-    module = importlib.import_module(f"{__name__}.{EVALUATORS.get(model.task, 'rows')}")
     table = framed_rows(table, getattr(model.schema, "frame", None))
-    known = {} if training is None else {"training": training}
-    found: Evaluation = module.evaluate(model, table, by=by, resamples=resamples, seed=seed, **known)
+    found: Evaluation = _evaluator(model).evaluate(model, table, Asked(by, resamples, seed, training))
     return found
+
+
+def _evaluator(model: Predictor | Generator) -> Any:
+    return importlib.import_module(f"{__name__}.{EVALUATORS.get(model.task, 'rows')}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from seekray.data.sequences.baselines import ewma, persistence, ridge, seasonal
 from seekray.data.sequences.ragged import Ragged, sequences
 from seekray.data.tables.features import FeatureSchema
 from seekray.errors import DataError
-from seekray.evaluation.result import Evaluation
+from seekray.evaluation.result import Asked, Evaluation
 from seekray.evaluation.rows import SHOWN_REJECTIONS, _labels
 
 if TYPE_CHECKING:
@@ -31,9 +30,7 @@ WORDS = {
 CHUNK = 4096
 
 
-def evaluate(
-    predictor: Predictor, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0
-) -> Evaluation:
+def evaluate(predictor: Predictor, table: pa.Table, asked: Asked) -> Evaluation:
     """Errors of the medians over all windows of a table, each with its origin, in the target's unit.
 
     Windows overlap, so intervals come from drawing blocks of as many windows in a row as a window has steps.
@@ -42,7 +39,7 @@ def evaluate(
     """
     schema = predictor.schema
     assert isinstance(schema, FeatureSchema)
-    for name in [*(f.name for f in schema.features), *schema.targets, *by]:
+    for name in [*(f.name for f in schema.features), *schema.targets, *asked.by]:
         if name not in table.column_names:
             raise missing_column(name, table.column_names)
     rejects = Rejects(strict=False)
@@ -70,9 +67,9 @@ def evaluate(
     block = _length(kept, schema) + schema.horizon
     return Evaluation(
         task=schema.task, rows=len(good), rejected=len(table) - len(good), metrics=metrics,
-        intervals=_intervals({k: e[order].mean(1) for k, e in errors.items()}, block, resamples, seed), notes={},
+        intervals=_intervals({k: e[order].mean(1) for k, e in errors.items()}, block, asked.resamples, asked.seed), notes={},
         rejections=[{"row": row, "reason": reasons[row]} for row in sorted(reasons)[:SHOWN_REJECTIONS]],
-        groups={name: _groups(kept.column(name), errors) for name in by},
+        groups={name: _groups(kept.column(name), errors) for name in asked.by},
         details={
             "verdict": _verdict(errors),
             "by_step": {name: e.mean(0).tolist() for name, e in errors.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +14,7 @@ from seekray.data.columns import missing_column
 from seekray.data.parse import Rejects
 from seekray.data.sequences.ragged import Ragged
 from seekray.errors import DataError
-from seekray.evaluation.result import Evaluation
+from seekray.evaluation.result import Asked, Evaluation
 from seekray.evaluation.rows import SHOWN_REJECTIONS, _classes, _confusion, _intervals, _labels
 from seekray.metrics import RowSums, calibration_bins, full_metrics
 
@@ -23,15 +22,13 @@ if TYPE_CHECKING:
     from seekray.predictor import Predictor
 
 
-def evaluate(
-    predictor: Predictor, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0
-) -> Evaluation:
+def evaluate(predictor: Predictor, table: pa.Table, asked: Asked) -> Evaluation:
     """Metrics over all labelled steps; a bootstrap draws whole sequences, whose steps are not independent.
 
     The most frequent class of these steps stands beside. Raises DataError where no sequence can be used.
     """
     schema = predictor.schema
-    for name in [*(f.name for f in schema.features), *schema.targets, *by]:
+    for name in [*(f.name for f in schema.features), *schema.targets, *asked.by]:
         if name not in table.column_names:
             raise missing_column(name, table.column_names)
     done = forward_rows(predictor, table)
@@ -61,17 +58,17 @@ def evaluate(
     found = full_metrics(logits, truth, "classification", names)
     sums = RowSums(logits, truth, "classification")
     draws = {}
-    if resamples:
+    if asked.resamples:
         figures = sums.totals(owner, len(outputs))
-        rng = np.random.default_rng(seed)
-        weights = rng.multinomial(len(outputs), np.full(len(outputs), 1 / len(outputs)), size=resamples)
+        rng = np.random.default_rng(asked.seed)
+        weights = rng.multinomial(len(outputs), np.full(len(outputs), 1 / len(outputs)), size=asked.resamples)
         draws = sums.metrics(torch.from_numpy(weights).double() @ figures)
     most = float(torch.bincount(truth).max() / len(truth))
     verdict = []
     if found.values["accuracy"] <= most:
         verdict = [f"always saying the most frequent class is right in {most:.3f} of the steps, no less than this model"]
     groups = {}
-    for name in by:
+    for name in asked.by:
         values = _labels(table.column(name).take(pa.array(done.index)))
         kept = [values[i] for i, row in enumerate(done.index.tolist()) if row not in reasons]
         lines = []

@@ -1,14 +1,25 @@
-"""What an evaluation found, as an object, as JSON and as text."""
+"""What is asked of an evaluation, and what it found, as an object, as JSON and as text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a model is measured, see `evaluate`; each task's evaluator takes of it what means something there."""
+
+    by: Sequence[str]
+    resamples: int
+    seed: int
+    training: pa.Table | None
 
 
 @dataclass(frozen=True)

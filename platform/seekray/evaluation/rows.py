@@ -16,7 +16,7 @@ from seekray.batch.parts import forward_rows
 from seekray.data.columns import missing_column
 from seekray.data.parse import Rejects, numbers, shown
 from seekray.errors import DataError
-from seekray.evaluation.result import Evaluation
+from seekray.evaluation.result import Asked, Evaluation
 from seekray.metrics import RowSums, calibration_bins, full_metrics
 
 if TYPE_CHECKING:
@@ -30,19 +30,16 @@ SHOWN_REJECTIONS = 20
 SHOWN_RESIDUALS = 2000
 
 
-def evaluate(
-    predictor: Predictor, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0
-) -> Evaluation:
+def evaluate(predictor: Predictor, table: pa.Table, asked: Asked) -> Evaluation:
     """Metrics of a predictor on a table with the target column.
 
-    by: columns whose values get a line of metrics each. resamples: bootstrap draws, 0 for no intervals.
     Rows with a missing or unknown target, or with features that cannot be read, are counted in
     `rejected`. Raises DataError where a column is missing or no row can be used.
     """
     schema = predictor.schema
     if not schema.targets:
         raise DataError(f"model {predictor.name!r} has no target to evaluate against")
-    for name in [*(f.name for f in schema.features), *schema.targets, *by]:
+    for name in [*(f.name for f in schema.features), *schema.targets, *asked.by]:
         if name not in table.column_names:
             raise missing_column(name, table.column_names)
     number, targets, reasons = known_targets(predictor, table)
@@ -62,16 +59,16 @@ def evaluate(
     names = [str(c) for c in schema.classes] if schema.classes else None
     found = full_metrics(outputs, targets, schema.task, names)
     sums = RowSums(outputs, targets, schema.task)
-    kept = table.take(pa.array(number)) if by else table.slice(0, 0)
+    kept = table.take(pa.array(number)) if asked.by else table.slice(0, 0)
     return Evaluation(
         task=schema.task,
         rows=len(number),
         rejected=len(table) - len(number),
         metrics=found.values,
-        intervals=_intervals(_resampled([sums], resamples, seed)[0] if resamples else {}, found.values),
+        intervals=_intervals(_resampled([sums], asked.resamples, asked.seed)[0] if asked.resamples else {}, found.values),
         notes=found.notes,
         rejections=[{"row": row, "reason": reasons[row]} for row in sorted(reasons)[:SHOWN_REJECTIONS]],
-        groups={name: _groups(kept[name], outputs, targets, schema.task, names) for name in by},
+        groups={name: _groups(kept[name], outputs, targets, schema.task, names) for name in asked.by},
         classes=_classes(sums, names) if names else [],
         confusion=_confusion(outputs, targets, len(names)) if schema.task == "classification" and names else None,
         calibration=calibration_bins(outputs, targets, schema.task) if names else [],

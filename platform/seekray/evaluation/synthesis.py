@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from seekray.evaluation.result import Evaluation
+from seekray.evaluation.result import Asked, Evaluation
 
 if TYPE_CHECKING:
     from seekray.data.synthetic.schema import GenSchema
@@ -22,19 +22,10 @@ SPREAD = 4  # synthetic rows for a held-out one where that only lessens the nois
 NO_TRAINING = "the training rows are not known here; it is measured when a run ends"
 
 
-def evaluate(
-    model: Generator,
-    table: pa.Table,
-    *,
-    by: Sequence[str] = (),
-    resamples: int = 1000,
-    seed: int = 0,
-    training: pa.Table | None = None,
-) -> Evaluation:
+def evaluate(model: Generator, table: pa.Table, asked: Asked) -> Evaluation:
     """Utility, a detector's AUC, marginals, correlations, copies and nearest records of synthetic rows.
 
-    table: held-out real rows. training: those that the model learned from; without, half of `table` stands for
-    them and copies cannot be measured.
+    table: held-out real rows. Without the training rows, half of `table` stands for them and copies cannot be measured.
 
     utility: accuracy (R² of a number) on held-out rows of a random forest trained on synthetic rows, over that of
     one trained on real rows. detector_auc: of a random forest that tells synthetic rows from real ones, trained
@@ -46,8 +37,8 @@ def evaluate(
     well below 1, it copies.
     """
     schema = cast("GenSchema", model.schema)
-    real, held = (training, table) if training is not None else _halves(table, seed)
-    real, held = real.slice(0, MOST_ROWS), held.slice(0, MOST_ROWS)
+    real, held = learned_and_held(table, asked, MOST_ROWS)
+    seed = asked.seed
     made = model.generate(rows=len(real), seed=seed)
     other = model.generate(rows=SPREAD * len(held), seed=seed, first=len(real))
     metrics: dict[str, float] = {}
@@ -68,7 +59,7 @@ def evaluate(
     names, of_real, of_made = correlations(schema, real, wide)
     if len(names) > 1:
         metrics["correlation_difference"] = float(np.abs(of_real - of_made)[np.triu_indices(len(names), 1)].mean())
-    if training is None:
+    if asked.training is None:
         notes |= dict.fromkeys(("copies", "nearest_record_ratio"), NO_TRAINING)
     else:
         metrics |= privacy(schema, real, wide, held)
@@ -83,9 +74,13 @@ def evaluate(
     )  # fmt: skip
 
 
-def _halves(table: pa.Table, seed: int) -> tuple[pa.Table, pa.Table]:
-    order = np.random.default_rng(seed).permutation(len(table))
-    return table.take(pa.array(order[: len(order) // 2])), table.take(pa.array(order[len(order) // 2 :]))
+def learned_and_held(table: pa.Table, asked: Asked, most: int) -> tuple[pa.Table, pa.Table]:
+    """Rows that the model learned from (half of `table` where they are not known) and others of `table`; `most` of each."""
+    real, held = asked.training, table
+    if real is None:
+        order = np.random.default_rng(asked.seed).permutation(len(table))
+        real, held = table.take(pa.array(order[: len(order) // 2])), table.take(pa.array(order[len(order) // 2 :]))
+    return real.slice(0, most), held.slice(0, most)
 
 
 def column(feature: Feature, table: pa.Table) -> Array:

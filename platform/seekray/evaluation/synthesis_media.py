@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from seekray.evaluation.result import Evaluation
-from seekray.evaluation.synthesis import NO_TRAINING, Array, _halves, column
+from seekray.evaluation.result import Asked, Evaluation
+from seekray.evaluation.synthesis import NO_TRAINING, Array, column, learned_and_held
 
 if TYPE_CHECKING:
     from seekray.data.synthetic.schema import GenSchema
@@ -20,26 +19,18 @@ MOST = 5000
 FEATURES = 64
 
 
-def evaluate(
-    model: Generator,
-    table: pa.Table,
-    *,
-    by: Sequence[str] = (),
-    resamples: int = 1000,
-    seed: int = 0,
-    training: pa.Table | None = None,
-) -> Evaluation:
+def evaluate(model: Generator, table: pa.Table, asked: Asked) -> Evaluation:
     """Images: agreement, Fréchet distance, diversity, a classifier trained on made ones. Texts: see `texts`.
 
-    table: held-out data; training: what the model learned from, without it half of `table`.
+    table: held-out data; without the training rows half of it stands for them.
     """
     schema = cast("GenSchema", model.schema)
-    real, held = (training, table) if training is not None else _halves(table, seed)
-    real, held = real.slice(0, MOST), held.slice(0, MOST)
+    real, held = learned_and_held(table, asked, MOST)
+    seed = asked.seed
     made = model.generate(rows=max(len(real), COMPARED), seed=seed)
     measure = images if schema.task == "images" else texts
     metrics, notes = measure(schema, real, made, held, seed)
-    if training is None:
+    if asked.training is None:
         notes |= {"copies": NO_TRAINING}
         metrics = {k: v for k, v in metrics.items() if not k.startswith("copies")}
     return Evaluation(

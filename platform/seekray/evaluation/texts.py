@@ -15,7 +15,7 @@ from seekray.data.sources import open_source
 from seekray.data.text.passages import IGNORED
 from seekray.data.text.source import pieces, text_files
 from seekray.errors import DataError
-from seekray.evaluation.result import Evaluation
+from seekray.evaluation.result import Asked, Evaluation
 from seekray.models.lm import text_metrics, token_losses
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read(model: Generator, data: Data) -> pa.Table:
     return pa.table({model.schema.column: texts})  # type: ignore[attr-defined]
 
 
-def evaluate(model: Generator, table: pa.Table, *, by: Sequence[str] = (), resamples: int = 1000, seed: int = 0) -> Evaluation:
+def evaluate(model: Generator, table: pa.Table, asked: Asked) -> Evaluation:
     """Texts: loss in nats a token, perplexity and bits per byte, each token with at least half a context before it.
 
     Prompts with responses: loss and perplexity of the responses, and of the greedy answers to the first ANSWERED
@@ -72,13 +72,13 @@ def evaluate(model: Generator, table: pa.Table, *, by: Sequence[str] = (), resam
     counts = np.array([len(ids) - first for ids, first in encoded])
     figures = np.stack([losses, counts, sizes], axis=1)  # (N, 3)
     metrics = _metrics(figures.sum(0))
-    rng = np.random.default_rng(seed)
-    draws = [_metrics(figures[rng.integers(0, len(good), len(good))].sum(0)) for _ in range(resamples)]
+    rng = np.random.default_rng(asked.seed)
+    draws = [_metrics(figures[rng.integers(0, len(good), len(good))].sum(0)) for _ in range(asked.resamples)]
     details: dict[str, Any] = {}
     if response is not None:
         scores, details = _answers(model, kept[0], kept[1])
         metrics |= {name: float(values.mean()) for name, values in scores.items()}
-        picks = rng.integers(0, len(scores["exact_match"]), (resamples, len(scores["exact_match"])))
+        picks = rng.integers(0, len(scores["exact_match"]), (asked.resamples, len(scores["exact_match"])))
         for name, values in scores.items():
             for draw, mean in zip(draws, values[picks].mean(1), strict=True):
                 draw[name] = float(mean)
