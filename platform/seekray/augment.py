@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from seekray.data.columns import missing_column
+from seekray.data.columns import check_columns
 from seekray.data.prepared import Arrays, Prepared
 from seekray.errors import ConfigError
 from seekray.generator import Generator
@@ -36,9 +36,7 @@ def augmented(prepared: Prepared, experiment: Experiment, where: Settings) -> Pr
         )
     generator = Generator.load(resolve(options.model, where).bundle)
     made = generator.generate(rows=options.rows, seed=options.seed)
-    for name in (*(f.name for f in schema.features), *schema.targets):
-        if name not in made.column_names:
-            raise missing_column(name, made.column_names, field="data.augment")
+    check_columns((*(f.name for f in schema.features), *schema.targets), made.column_names, field="data.augment")
     inputs, targets = schema.arrays(made), schema.encode_targets(made)
     numbers = prepared.rows + len(prepared.rejected) + np.arange(len(made))
     together = replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from seekray.data.parse import Column
@@ -46,3 +46,10 @@ def missing_column(name: str, given: Sequence[str], *, field: str | None = None)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     what = f"{field}: column" if field else "column"
     return DataError(f"{what} {name!r} is not in the data, which has {listed(given)}{hint}", field=field or name)
+
+
+def check_columns(wanted: Iterable[str], given: Sequence[str], *, field: str | None = None) -> None:
+    """Raises DataError for the first of the columns that is not there."""
+    for name in wanted:
+        if name not in given:
+            raise missing_column(name, given, field=field)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seekray.batch.parts import forward_rows
-from seekray.data.columns import missing_column
+from seekray.data.columns import check_columns
 from seekray.data.parse import Rejects
 from seekray.data.sequences.baselines import ewma, persistence, ridge, seasonal
 from seekray.data.sequences.ragged import Ragged, sequences
@@ -39,9 +39,7 @@ def evaluate(predictor: Predictor, table: pa.Table, asked: Asked) -> Evaluation:
     """
     schema = predictor.schema
     assert isinstance(schema, FeatureSchema)
-    for name in [*(f.name for f in schema.features), *schema.targets, *asked.by]:
-        if name not in table.column_names:
-            raise missing_column(name, table.column_names)
+    check_columns([*(f.name for f in schema.features), *schema.targets, *asked.by], table.column_names)
     rejects = Rejects(strict=False)
     ahead = sequences(table.column(schema.targets[0]), 1, schema.targets[0], rejects)
     reasons = {r["row"]: r["reason"] for r in rejects.found}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seekray.batch.parts import forward_rows
-from seekray.data.columns import missing_column
+from seekray.data.columns import check_columns
 from seekray.data.parse import Rejects
 from seekray.data.sequences.ragged import Ragged
 from seekray.errors import DataError
@@ -28,9 +28,7 @@ def evaluate(predictor: Predictor, table: pa.Table, asked: Asked) -> Evaluation:
     The most frequent class of these steps stands beside. Raises DataError where no sequence can be used.
     """
     schema = predictor.schema
-    for name in [*(f.name for f in schema.features), *schema.targets, *asked.by]:
-        if name not in table.column_names:
-            raise missing_column(name, table.column_names)
+    check_columns([*(f.name for f in schema.features), *schema.targets, *asked.by], table.column_names)
     done = forward_rows(predictor, table)
     reasons = dict(done.reasons)
     rejects = Rejects(strict=False)

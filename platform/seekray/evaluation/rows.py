@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seekray.batch.parts import forward_rows
-from seekray.data.columns import missing_column
+from seekray.data.columns import check_columns
 from seekray.data.parse import Rejects, numbers, shown
 from seekray.errors import DataError
 from seekray.evaluation.result import Asked, Evaluation
@@ -39,9 +39,7 @@ def evaluate(predictor: Predictor, table: pa.Table, asked: Asked) -> Evaluation:
     schema = predictor.schema
     if not schema.targets:
         raise DataError(f"model {predictor.name!r} has no target to evaluate against")
-    for name in [*(f.name for f in schema.features), *schema.targets, *asked.by]:
-        if name not in table.column_names:
-            raise missing_column(name, table.column_names)
+    check_columns([*(f.name for f in schema.features), *schema.targets, *asked.by], table.column_names)
     number, targets, reasons = known_targets(predictor, table)
     known = table if len(number) == len(table) else table.take(pa.array(number))
     done = forward_rows(predictor, known)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from seekray.data.columns import missing_column
+from seekray.data.columns import check_columns
 from seekray.data.options import Data
 from seekray.data.sources import open_source
 from seekray.data.text.passages import IGNORED
@@ -51,9 +51,7 @@ def evaluate(model: Generator, table: pa.Table, asked: Asked) -> Evaluation:
     schema: TextSchema = model.schema  # type: ignore[assignment]
     response = schema.response if schema.response in table.column_names else None
     names = [schema.column] if response is None else [schema.column, response]
-    for name in names:
-        if name not in table.column_names:
-            raise missing_column(name, table.column_names)
+    check_columns(names, table.column_names)
     columns = [table.column(name).to_pylist() for name in names]
     good = [row for row, values in enumerate(zip(*columns, strict=True)) if all(isinstance(v, str) and v for v in values)]
     if not good:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seekray.data.columns import as_columns, missing_column
+from seekray.data.columns import as_columns, check_columns
 from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Rejects
@@ -69,9 +69,7 @@ def look(address: str, targets: Sequence[str]) -> Look:
     table = sample.table
     if not targets:
         raise DataError("--target is missing; give the column to predict", field="data.target")
-    for name in targets:
-        if name not in table.column_names:
-            raise missing_column(name, table.column_names, field="--target")
+    check_columns(targets, table.column_names, field="--target")
     if len(set(targets)) < len(targets):
         raise DataError("--target: a column is given twice", field="data.target")
     if not table.num_rows:

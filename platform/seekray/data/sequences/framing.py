@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from seekray.data.columns import missing_column
+from seekray.data.columns import check_columns
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, is_number, numbers
 from seekray.data.sequences.ragged import ends
@@ -88,9 +88,8 @@ def frame_of(data: Data, task: str, names: Sequence[str]) -> Frame:
     options = data.sequence
     assert options is not None
     (target,) = data.targets
-    for name in (options.time, options.id, *options.static, *options.future, *(options.columns or ()), target):
-        if name and name not in names:
-            raise missing_column(name, list(names), field="data.sequence")
+    wanted = (options.time, options.id, *options.static, *options.future, *(options.columns or ()), target)
+    check_columns(filter(None, wanted), list(names), field="data.sequence")
     taken = {options.time, options.id, *options.static, *data.key, *data.exclude, data.split.by}
     if options.columns is not None:
         columns = options.columns
@@ -137,9 +136,7 @@ def frame_table(table: pa.Table, frame: Frame, *, targets: bool = True, only_las
     targets: the target is there and goes along. only_last: of each series, the window that ends with its last known
     value. Raises DataError for values that cannot be read.
     """
-    for name in (*frame.wanted, *((frame.target,) if targets or frame.horizon else ())):
-        if name not in table.column_names:
-            raise missing_column(name, table.column_names)
+    check_columns((*frame.wanted, *((frame.target,) if targets or frame.horizon else ())), table.column_names)
     when = _seconds(table.column(frame.time), frame.time)
     series = _in_order(codes(table.column(frame.id))) if frame.id else np.zeros(len(table), dtype=np.int64)
     order = np.lexsort((when, series))

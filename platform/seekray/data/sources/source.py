@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seekray.data.columns import missing_column
+from seekray.data.columns import check_columns
 from seekray.errors import DataError, SeekrayError
 
 BATCH_ROWS = 65_536
@@ -80,9 +80,7 @@ class Source(ABC):
         have = self.schema.names
         if columns is None:
             return list(have)
-        for name in columns:
-            if name not in have:
-                raise missing_column(name, have)
+        check_columns(columns, have)
         return list(columns)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from seekray.data.columns import as_columns, missing_column
+from seekray.data.columns import as_columns, check_columns, missing_column
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, is_arrow
 from seekray.data.schema import Prediction
@@ -182,9 +182,7 @@ def fitter(conditions: Sequence[str]) -> Any:
             feature, notes = _fit(name, kind, columns[name], table[name], options, task, name in conditions)
             features.append(feature)
             warnings += [f"feature {name!r} {note}" for note in notes]
-        for name in conditions:
-            if name not in kinds:
-                raise missing_column(name, list(kinds), field="model.condition")
+        check_columns(conditions, list(kinds), field="model.condition")
         made = [f for f in features if f.name not in conditions]
         if task != "rows" and [f.kind for f in made] != [task[:-1]]:
             raise DataError(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from seekray.data import split as splits
-from seekray.data.columns import as_columns, missing_column
+from seekray.data.columns import as_columns, check_columns
 from seekray.data.fingerprint import array_hash, content_hash, schema_hash
 from seekray.data.kinds import Inferred, infer_kinds
 from seekray.data.options import Data, FeatureOptions
@@ -42,9 +42,7 @@ def used_columns(data: Data, names: list[str]) -> list[str]:
         "data.split.by": (data.split.by,) if data.split.by else (),
     }
     for option, wanted in asked.items():
-        for name in wanted:
-            if name not in names:
-                raise missing_column(name, names, field=option)
+        check_columns(wanted, names, field=option)
     if data.features is None:
         return [name for name in names if name not in data.exclude or name == data.split.by]
     used = {*data.features, *data.targets, *data.key, data.split.by}

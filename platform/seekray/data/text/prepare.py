@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from seekray.data import split as splits
-from seekray.data.columns import as_columns, missing_column
+from seekray.data.columns import as_columns, check_columns
 from seekray.data.fingerprint import array_hash, content_hash, schema_hash
 from seekray.data.options import Data, TextOptions
 from seekray.data.parse import Array, Rejects, as_array, is_text, shown
@@ -143,9 +143,7 @@ def _read(data: Data, texts: Sequence[str], task: str) -> _Rows:
     source = open_source(data)
     names = list(source.schema.names)
     wanted = dict.fromkeys([*texts, *data.targets, *data.key, *([data.split.by] if data.split.by else [])])
-    for name in wanted:
-        if name not in names:
-            raise missing_column(name, names)
+    check_columns(wanted, names)
     table = source.table(list(wanted))
     rejects = Rejects(strict=False)
     for name in texts:
