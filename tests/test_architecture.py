@@ -144,7 +144,8 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
 def test_files_are_short_and_documented(file: Path) -> None:
     text = file.read_text()
-    assert text.count("\n") <= 350, f"{file} is two rooms"
+    most = 60 if file.is_relative_to(SOURCES["seekray_jobs"]) else 350
+    assert text.count("\n") <= most, f"{file} is two rooms"
     tree = ast.parse(text)
     if text.strip():
         assert ast.get_docstring(tree), f"{file} does not say what it is for"

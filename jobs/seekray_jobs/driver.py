@@ -1,14 +1,19 @@
-"""What the drivers share: errors become one line and an exit code; rows done become a line that moves."""
+"""What the drivers share: what a job over a bundle begins with, errors as one line and an exit code, a line of rows done."""
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from seekray.log import tell
+from seekray import cluster
+from seekray.log import configure, tell
+from seekray.model_ref import resolve
+from seekray.settings import settings
 
 
 def exit_with(main: Callable[[], None]) -> NoReturn:
@@ -21,6 +26,13 @@ def exit_with(main: Callable[[], None]) -> NoReturn:
             sys.exit(code)
         raise
     sys.exit(0)
+
+
+def opened(model: str, address: str | None) -> tuple[Path, dict[str, Any]]:
+    """The bundle of a model, and the `connect` and `progress` that each call of `seekray.batch` takes. Raises SeekrayError."""
+    configure()
+    connect = functools.partial(cluster.connect, settings(), None, address)
+    return resolve(model, settings()).bundle, {"connect": connect, "progress": RowProgress(sys.stderr.isatty())}
 
 
 class RowProgress:

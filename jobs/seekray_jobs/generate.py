@@ -6,51 +6,30 @@ With `--data F [--request JSON]` in place of `--rows`: the texts that follow the
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seekray import cluster
 from seekray.batch import texts
-from seekray.batch.generate import generate
+from seekray.batch.generate import conditions, generate
 from seekray.data.options import Data
-from seekray.errors import UserError
-from seekray.log import configure
-from seekray.model_ref import resolve
-from seekray.settings import settings
-from seekray_jobs.driver import RowProgress, exit_with
+from seekray_jobs.driver import exit_with, opened
 
 
 def run(
     model: str, out: str, request: Mapping[str, Any], *, address: str | None = None, workers: int | None = None
 ) -> dict[str, Any]:
     """What a generator makes, into `out`: `{rows, out}`. request: fields of its family's `Request`. Raises SeekrayError."""
-    configure()
-    found = resolve(model, settings())
-    connect = functools.partial(cluster.connect, settings(), None, address)
-    progress = RowProgress(sys.stderr.isatty())
-    return generate(found.bundle, request, out, workers=workers, connect=connect, progress=progress)
+    bundle, how = opened(model, address)
+    return generate(bundle, request, out, workers=workers, **how)
 
 
 def answer(
     model: str, data: str, out: str, request: Mapping[str, Any], *, address: str | None = None, workers: int | None = None
 ) -> dict[str, Any]:
     """The texts that follow the prompts of `data`, into `out`: `{rows, rejected, out}`. Raises SeekrayError."""
-    configure()
-    found = resolve(model, settings())
-    connect = functools.partial(cluster.connect, settings(), None, address)
-    progress = RowProgress(sys.stderr.isatty())
-    return texts.answer(found.bundle, Data(source=data), out, request, workers=workers, connect=connect, progress=progress)
-
-
-def conditions(given: Sequence[str]) -> dict[str, str]:
-    """`--where COLUMN=VALUE`, each as texts; the model reads the values as it reads a column's. Raises UserError."""
-    for text in given:
-        if "=" not in text:
-            raise UserError(f"--where: {text!r} given, expected column=value", field="where")
-    return {name: value for name, _, value in (text.partition("=") for text in given)}
+    bundle, how = opened(model, address)
+    return texts.answer(bundle, Data(source=data), out, request, workers=workers, **how)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seekray import cluster
 from seekray.batch.predict import predict
 from seekray.data.options import Data
-from seekray.log import configure
-from seekray.model_ref import resolve
-from seekray.settings import settings
 from seekray.stream import predict_file
-from seekray_jobs.driver import RowProgress, exit_with
+from seekray_jobs.driver import exit_with, opened
 
 
 def run(
@@ -27,14 +21,10 @@ def run(
 
     stateful: the file of the states of a recurrent model, read where it is there and written in the end.
     """
-    configure()
-    found = resolve(model, settings())
+    bundle, how = opened(model, address)
     if stateful is not None:
-        return predict_file(found.bundle, Data(source=data), out, Path(stateful))
-    connect = functools.partial(cluster.connect, settings(), None, address)
-    return predict(
-        found.bundle, Data(source=data), out, workers=workers, connect=connect, progress=RowProgress(sys.stderr.isatty())
-    )
+        return predict_file(bundle, Data(source=data), out, Path(stateful))
+    return predict(bundle, Data(source=data), out, workers=workers, **how)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

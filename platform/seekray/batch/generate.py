@@ -7,24 +7,29 @@ made in this process; others over Ray Data.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from seekray.batch.output import PartResult, encode, open_output
-from seekray.batch.ray_data import PART_BYTES, loaded, over_ray, result_row
+from seekray.batch.ray_data import PART_BYTES, Connect, Progress, loaded, over_ray, result_row
 from seekray.errors import UserError
 from seekray.generator import Generator
 from seekray.images import image_column, write_images
 
-Connect = Callable[[], AbstractContextManager[Any]]
-Progress = Callable[[int, int | None], None]
-
 IN_PROCESS_ROWS = 500_000
 MOST_PART_ROWS = 65_536
+
+
+def conditions(given: Sequence[str]) -> dict[str, str]:
+    """`--where COLUMN=VALUE`, each as texts; the model reads the values as it reads a column's. Raises UserError."""
+    for text in given:
+        if "=" not in text:
+            raise UserError(f"--where: {text!r} given, expected column=value", field="where")
+    return {name: value for name, _, value in (text.partition("=") for text in given)}
 
 
 def generate(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,13 @@ from pyarrow.fs import LocalFileSystem
 
 from seekray.batch.output import Output, PartResult, encode, open_output
 from seekray.batch.parts import Part, Plan, answer_schema, predict_part, read_parts
-from seekray.batch.ray_data import PART_BYTES, cell, loaded, over_ray, result_row
+from seekray.batch.ray_data import PART_BYTES, Connect, Progress, cell, loaded, over_ray, result_row
 from seekray.data.options import Data
 from seekray.data.sequences.framing import framed_source
 from seekray.data.sources import open_source
 from seekray.data.sources.source import Source
 from seekray.errors import DataError, UserError
 from seekray.storage import filesystem
-
-Connect = Callable[[], AbstractContextManager[Any]]
-Progress = Callable[[int, int | None], None]
 
 IN_PROCESS_BYTES = 50 * 10**6
 MOST_PART_ROWS = 131_072

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import pyarrow as pa
 
 from seekray.batch.output import PartResult
 from seekray.errors import ResourcesError, SeekrayError
+
+Connect = Callable[[], AbstractContextManager[Any]]
+Progress = Callable[[int, int | None], None]
 
 PART_BYTES = 8 * 2**20
 

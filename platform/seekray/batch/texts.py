@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from seekray.batch.output import PartResult, encode, json_lines, open_output
 from seekray.batch.parts import Part, Plan, salvage
-from seekray.batch.predict import Connect, Progress, fingerprint, part_of, run_parts
-from seekray.batch.ray_data import loaded, result_row
+from seekray.batch.predict import fingerprint, part_of, run_parts
+from seekray.batch.ray_data import Connect, Progress, loaded, result_row
 from seekray.data.columns import missing_column
 from seekray.data.options import Data
 from seekray.data.sources import open_source

@@ -41,13 +41,14 @@ def generate(
     json: Json = False,
 ) -> None:
     """Make rows, images or texts like those a model has learned from; many stream over Ray Data."""
+    from seekray.batch.generate import conditions
     from seekray.errors import UserError
     from seekray_jobs import generate as job
 
     if prompt is None and data is None:
         if target is None:
             raise UserError("--out is missing: a .parquet, .csv or .jsonl file, or a folder (texts: --prompt)", field="out")
-        request: dict[str, Any] = {"rows": rows, "seed": seed, "where": job.conditions(where or [])}
+        request: dict[str, Any] = {"rows": rows, "seed": seed, "where": conditions(where or [])}
         done = job.run(model, target, request, address=address, workers=workers)
         return out(done, json, lambda: f"{done['rows']:,} rows → {done['out']}")
     given = {
