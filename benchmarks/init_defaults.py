@@ -1,6 +1,6 @@
 """What `seekray init` writes for a stranger's table, beside the best linear model and scikit-learn's MLP.
 
-    python benchmarks/init_defaults.py [--only NAME] [--jobs 2] [--json FILE]
+    python -m benchmarks.init_defaults [--only NAME] [--jobs 2] [--json FILE]
 
 29 tables of 178 to 2,000 rows: real ones, and made ones that are linear or curved, clean or noisy,
 with few rows, many useless features or categories. 5 folds x 2 seeds, the same for all three.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -157,26 +157,16 @@ TABLES: dict[str, tuple[str, Callable[[], Table]]] = {
 }
 
 
-class _Silent:
-    """Hears nothing."""
-
-    def points(self, new: Sequence[Any]) -> None:
-        """Nobody asked."""
-
-    def progress(self, state: Mapping[str, Any]) -> None:
-        """Nobody looks."""
-
-
 def seekray_score(x: Any, y: np.ndarray, train: np.ndarray, test: np.ndarray, folder: Path) -> tuple[float, str]:
     """`init` on the training rows, then its file trained as it stands; score on the test rows, and the shape chosen."""
     import torch
 
-    from seekray import inspect, loop
-    from seekray.checkpoint import Checkpoints, load_named
+    from benchmarks.in_process import fit
+    from seekray import inspect
+    from seekray.checkpoint import load_named
     from seekray.data.tables.prepare import prepare
     from seekray.experiment_file import load
     from seekray.models import get_family
-    from seekray.session import LocalSession
     from seekray.storage import Storage
 
     part = np.full(len(y), "train", dtype=object)
@@ -191,12 +181,8 @@ def seekray_score(x: Any, y: np.ndarray, train: np.ndarray, test: np.ndarray, fo
     split = f"data.split={{kind: column, by: part, test: 0.2, validation: {written.data.split.validation:g}}}"
     experiment = load(folder / "experiment.yaml", [f"data.source={folder / 'whole.csv'}", split])
     prepared = prepare(experiment.data, experiment.task)
-    run = Storage(str(folder / "run"))
-    run.delete("")
-    session = LocalSession(experiment.training, run, listener=_Silent())
-    loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)
-    checkpoint = Checkpoints(run).latest()
-    assert checkpoint is not None
+    Storage(str(folder / "run")).delete("")
+    checkpoint, _ = fit(experiment, prepared, folder / "run")
     modules = get_family(experiment.family).build(experiment.model, prepared.schema)
     load_named(modules, checkpoint.group("best"))
     for module in modules.values():

@@ -1,60 +1,12 @@
-"""What the benchmarks of `lm` share: a run in this process, and models that are no network to stand beside."""
+"""Models of texts that are no network, to stand beside `lm`."""
 
 from __future__ import annotations
 
 import bz2
 import lzma
 import math
-import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import torch
-
-from seekray import loop
-from seekray.checkpoint import Checkpoints
-from seekray.config import Experiment
-from seekray.data.prepared import Prepared
-from seekray.generator import Generator, open_model
-from seekray.predictor import Predictor
-from seekray.report import conclude
-from seekray.session import LocalSession, Point
-from seekray.storage import Storage
-from seekray.tracking.spool import Tracker
-
-
-class Silent:
-    """Hears nothing."""
-
-    def points(self, new: Sequence[Point]) -> None: ...
-
-    def progress(self, state: Mapping[str, Any]) -> None: ...
-
-
-def train(
-    experiment: Experiment, folder: Path | None = None, *, last: bool = False
-) -> tuple[Predictor | Generator, Prepared, float]:
-    """A trained model, its data, and CPU seconds of the training (validation included) on one thread.
-
-    folder: also leave the run's bundle there. last: the last step's weights, where the part that picks the best is reported.
-    """
-    torch.set_num_threads(1)
-    prepared = experiment.prepare()
-    with tempfile.TemporaryDirectory() as temporary:
-        run = Storage(str(folder or temporary))
-        began = time.process_time()
-        session = LocalSession(experiment.training, run, listener=Silent())
-        loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation, prepared.initial)
-        seconds = time.process_time() - began
-        checkpoint = Checkpoints(run).latest()
-        assert checkpoint is not None
-        if folder is not None:
-            conclude(experiment, "0" * 12, run, prepared, checkpoint, Tracker(run, "bench"))
-    info = {"name": experiment.name, "family": "lm", "task": experiment.task, "model": experiment.as_json()["model"]}
-    return open_model(info, prepared.schema, checkpoint.group("weights" if last else "best")), prepared, seconds
 
 
 def unigrams(train_text: bytes, test: bytes) -> float:

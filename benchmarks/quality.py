@@ -1,6 +1,6 @@
 """Quality of the shipped experiments: 5 folds x 3 seeds, beside scikit-learn's MLP and the best linear model.
 
-    python benchmarks/quality.py [digits wine ...] [--folds 5] [--seeds 3] [--fold-seed 0] [--write] [--json]
+    python -m benchmarks.quality [digits wine ...] [--folds 5] [--seeds 3] [--fold-seed 0] [--write] [--json]
 
 Each experiment is `examples/NAME.yaml` as it is shipped: only the rows (a fold's, from a Parquet file with a split
 column) and `training.seed` (0, 1, 2) are put in. The folds are scikit-learn's `StratifiedKFold` or `KFold`, shuffled
@@ -36,31 +36,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
-from seekray import experiment_file, loop
-from seekray.checkpoint import Checkpoints
+from benchmarks.in_process import fit, model_of
+from seekray import experiment_file
 from seekray.config import Experiment
 from seekray.data import split as splits
 from seekray.data.options import Split
 from seekray.data.sources import open_source
 from seekray.data.tables.prepare import prepare
-from seekray.loaded import build
-from seekray.predictor import Predictor
-from seekray.session import LocalSession, Point
-from seekray.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {"digits": 0.983, "breast-cancer": 0.975, "wine": 0.975, "diabetes": 0.46}
 GRID = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 PART = "__part__"
 PAGE = ROOT / "docs" / "benchmarks.md"
-
-
-class _Silent:
-    """Hears nothing."""
-
-    def points(self, new: Sequence[Point]) -> None: ...
-
-    def progress(self, state: Mapping[str, Any]) -> None: ...
 
 
 @dataclass
@@ -129,15 +117,8 @@ def ours(experiment: Experiment, fold: Fold, seed: int) -> tuple[float, float]:
     )
     prepared = prepare(experiment.data, experiment.task)
     with tempfile.TemporaryDirectory() as folder:
-        run = Storage(folder)
-        began = time.process_time()
-        session = LocalSession(experiment.training, run, listener=_Silent())
-        loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)
-        seconds = time.process_time() - began
-        checkpoint = Checkpoints(run).latest()
-    assert checkpoint is not None
-    info = {"name": experiment.name, "family": experiment.family, "model": experiment.as_json()["model"]}
-    predictor = Predictor(build(info, prepared.schema, checkpoint.group("best")), prepared.schema, info, {})
+        last, seconds = fit(experiment, prepared, folder)
+    predictor = model_of(experiment, prepared, last)
     answers = prepared.held_out.column(experiment.data.targets[0]).to_pylist()
     return score(experiment.task, answers, predictor.predict(prepared.held_out).predictions), seconds
 
@@ -180,7 +161,7 @@ def compare(experiment: Experiment, rows: Sequence[Fold], seeds: int) -> dict[st
 def markdown(found: Mapping[str, dict[str, Scores]], arguments: str, count: int, seeds: int) -> str:
     """The section of the page."""
     lines = [
-        f"`python benchmarks/quality.py{arguments}`: {count} folds × {seeds} seeds, mean ± standard deviation over all fits, "
+        f"`python -m benchmarks.quality{arguments}`: {count} folds × {seeds} seeds, mean ± standard deviation over all fits, "
         "CPU seconds a fit",
         "on one thread in brackets. Accuracy, for diabetes R². `seekray` is `examples/NAME.yaml` as shipped, one set of values",
         "for all folds and seeds; scikit-learn's MLP has its defaults (`max_iter=1000`); the linear model (logistic or ridge",

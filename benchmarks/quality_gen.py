@@ -16,7 +16,6 @@ import json
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,14 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from benchmarks.in_process import fit, model_of
 from seekray import bundle as bundles
-from seekray import experiment_file, loop
+from seekray import experiment_file
 from seekray.augment import augmented
-from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
 from seekray.data.prepared import Prepared
 from seekray.evaluation import evaluate
-from seekray.generator import Generator, open_model
-from seekray.session import LocalSession, Point
+from seekray.generator import Generator
 from seekray.settings import settings
 from seekray.storage import Storage
 
@@ -53,31 +51,6 @@ TARGETS: dict[str, dict[str, tuple[float, bool]]] = {
     "towns-gen": {},
 }  # fmt: skip
 AUGMENTED = ("breast-cancer", "wine", "digits")
-
-
-class _Silent:
-    """Hears nothing."""
-
-    def points(self, new: Sequence[Point]) -> None: ...
-
-    def progress(self, state: Mapping[str, Any]) -> None: ...
-
-
-def fit(experiment: Experiment, prepared: Prepared, folder: Path) -> tuple[Checkpoint, float]:
-    """The last checkpoint and the CPU seconds of the loop."""
-    run, began = Storage(str(folder)), time.process_time()
-    session = LocalSession(experiment.training, run, listener=_Silent())
-    loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)
-    last = Checkpoints(run).latest()
-    assert last is not None
-    return last, time.process_time() - began
-
-
-def model_of(experiment: Experiment, prepared: Prepared, last: Checkpoint) -> Any:
-    """The trained model in memory."""
-    info = {"name": experiment.name, "family": experiment.family, "task": experiment.task}
-    info |= {"model": experiment.as_json()["model"], "fingerprint": prepared.fingerprint}
-    return open_model(info, prepared.schema, last.group("best") or last.group("weights"))
 
 
 def one(name: str, number: int, folder: Path, changes: Sequence[str] = ()) -> dict[str, float]:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from threadpoolctl import threadpool_limits
 
-from seekray import experiment_file, loop
-from seekray.checkpoint import Checkpoints
+from benchmarks.in_process import fit, model_of
+from seekray import experiment_file
 from seekray.config import Experiment
 from seekray.data.prepared import Arrays, Prepared
-from seekray.generator import open_model
-from seekray.session import LocalSession, Point
-from seekray.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -45,29 +42,11 @@ TARGET, LIMIT_S = 0.980, 300
 NO_STEM = ["model.stem=none", "model.stem_shift=0", "model.hidden_size=[512]"]
 
 
-class _Silent:
-    """Hears nothing."""
-
-    def points(self, new: Sequence[Point]) -> None: ...
-
-    def progress(self, state: Mapping[str, Any]) -> None: ...
-
-
 def trained(given: Experiment, prepared: Prepared) -> tuple[float, float]:
     """Accuracy on the held-out digits and CPU seconds of the training."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Storage(folder)
-        began = time.process_time()
-        loop.run(
-            given, LocalSession(given.training, run, listener=_Silent()), prepared.schema, prepared.train, prepared.validation
-        )
-        seconds = time.process_time() - began
-        last = Checkpoints(run).latest()
-    assert last is not None
-    info = {"name": given.name, "family": given.family, "model": given.as_json()["model"]}
-    model = open_model(info, prepared.schema, last.group("best"))
-    answers = model.predict(prepared.held_out).predictions  # type: ignore[union-attr]
-    return _accuracy(answers, prepared), seconds
+        last, seconds = fit(given, prepared, folder)
+    return _accuracy(model_of(given, prepared, last).predict(prepared.held_out).predictions, prepared), seconds
 
 
 def _accuracy(answers: Any, prepared: Prepared) -> float:

@@ -24,7 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.lm_parts import bz, kneser_ney, primed, train, unigrams, xz
+from benchmarks.in_process import trained
+from benchmarks.lm_parts import bz, kneser_ney, primed, unigrams, xz
 from benchmarks.quality import write as write_between
 from seekray import experiment_file
 from seekray.config import Experiment
@@ -56,7 +57,7 @@ STEPS = 1400  # of translation: about five CPU minutes
 def pydocs(seed: int, folder: Path | None = None) -> dict[str, float]:
     """Bits per byte of the last tenth and CPU seconds; the other models where the seed is 0."""
     experiment = Experiment.model_validate(PYDOCS | {"training": PYDOCS["training"] | {"seed": seed}})
-    model, prepared, seconds = train(experiment, folder, last=True)  # nothing is chosen on the last tenth
+    model, prepared, seconds = trained(experiment, folder, last=True)  # nothing is chosen on the last tenth
     assert isinstance(model, Generator)
     found = {"seekray": evaluate(model, prepared.held_out, resamples=0).metrics["bits_per_byte"], "cpu_seconds": seconds}
     if seed == 0:
@@ -100,7 +101,7 @@ def questions(base: Path, folder: Path, epochs: Sequence[int], seeds: int) -> li
                     "model": given.model.model_copy(update={"init_from": None}),
                 }
             )
-        model, prepared, seconds = train(given)
+        model, prepared, seconds = trained(given)
         assert isinstance(model, Generator)
         metrics = evaluate(model, prepared.held_out, resamples=0).metrics
         run = {"start": name, "epochs": many, "seed": seed, "cpu_seconds": seconds, "rate": RATES[name]}
@@ -119,7 +120,7 @@ def translation(pairs: Path, seed: int, steps: int) -> dict[str, float]:
     changes = [f"data.source={pairs}", f"training.seed={seed}", "resources.workers=0"]
     changes += ["training.epochs=null", f"training.max_steps={steps}"]
     experiment = experiment_file.load(ROOT / "examples" / "lm-translate.yaml", changes)
-    model, prepared, seconds = train(experiment)
+    model, prepared, seconds = trained(experiment)
     assert isinstance(model, Generator)
     held = prepared.held_out
     done = evaluate(model, held, resamples=0)

@@ -13,23 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from seekray import experiment_file, loop
-from seekray.checkpoint import Checkpoints
-from seekray.config import Experiment
-from seekray.data.prepared import Prepared
+from benchmarks.in_process import trained
+from seekray import experiment_file
 from seekray.evaluation import evaluate
-from seekray.loaded import build
-from seekray.predictor import Predictor
-from seekray.session import LocalSession, Point
-from seekray.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[1]
 # Name -> what is asked: (figure, at least or at most, value).
@@ -42,31 +31,6 @@ TARGETS: dict[str, list[tuple[str, str, float]]] = {
     "sunspots": [("relative", "≤", 0.80), ("relative at 12", "≤", 0.80)],
     "stocks": [("relative", "≤", 1.0)],
 }
-
-
-class _Silent:
-    """Hears nothing."""
-
-    def points(self, new: Sequence[Point]) -> None: ...
-
-    def progress(self, state: Mapping[str, Any]) -> None: ...
-
-
-def trained(experiment: Experiment) -> tuple[Predictor, Prepared, float]:
-    """The model of an experiment in this process on one thread, its data, and the CPU seconds of the training."""
-    prepared = experiment.prepare()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Storage(folder)
-        began = time.process_time()
-        session = LocalSession(experiment.training, run, listener=_Silent())
-        loop.run(experiment, session, prepared.schema, prepared.train, prepared.validation)
-        seconds = time.process_time() - began
-        checkpoint = Checkpoints(run).latest()
-    assert checkpoint is not None
-    info = {"name": experiment.name, "family": experiment.family, "model": experiment.as_json()["model"]}
-    predictor = Predictor(build(info, prepared.schema, checkpoint.group("best")), prepared.schema, info, {})
-    return predictor, prepared, seconds
 
 
 def one(name: str, seed: int) -> tuple[dict[str, float], float, list[str]]:

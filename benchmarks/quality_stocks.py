@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.quality_rec import ROOT, trained
+from benchmarks.in_process import trained
+from benchmarks.quality_rec import ROOT
 from seekray import experiment_file
 from seekray.data.options import Data
 from seekray.data.sequences.baselines import ewma, persistence, ridge

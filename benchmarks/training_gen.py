@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.quality_gen import ROOT, fit
+from benchmarks.in_process import fit
+from benchmarks.quality_gen import ROOT
 from seekray import experiment_file
 from seekray.config import Experiment
 from seekray.data.prepared import Prepared

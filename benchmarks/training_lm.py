@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from benchmarks.lm_parts import Silent
+from benchmarks.in_process import Silent
 from seekray import loop
 from seekray.config import Experiment
 from seekray.data.batches import Batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import json
 import subprocess
@@ -102,15 +102,9 @@ class Silent:
 
 
 @pytest.fixture
-def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """`benchmarks/quality.py`, which is a script and in no package."""
-    spec = importlib.util.spec_from_file_location("benchmark_quality", ROOT / "benchmarks" / "quality.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+def quality() -> ModuleType:
+    """The benchmark, imported when it is asked for: scikit-learn takes a second."""
+    return importlib.import_module("benchmarks.quality")
 
 
 def test_measured_ones_are_shipped() -> None:
