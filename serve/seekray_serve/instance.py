@@ -7,6 +7,7 @@ that Ray starts later and those that outlive a crash: that is how `stop` finds t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -76,18 +77,30 @@ def save(state: Path, instance: Instance) -> None:
 
 
 def pids(name: str) -> list[int]:
-    """The processes of an instance that live, also those that lost their parent."""
-    wanted = f"{MARK}={name}".encode()
+    """The processes of an instance that live, also those that lost their parent.
+
+    They inherit its mark in their environment. A process of Ray that shows a title of its own may have written it over
+    the mark: then the logs in the instance's folder that it holds open tell.
+    """
+    mark, files = f"{MARK}={name}".encode(), f"/sk-{name}/"
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        try:
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
+            titled = (entry / "cmdline").read_bytes().startswith(b"ray::")
+            if mark in (entry / "environ").read_bytes().split(b"\0") or (
+                titled and any(files in _target(fd) for fd in (entry / "fd").iterdir())
+            ):
                 found.append(int(entry.name))
-        except OSError:  # ended meanwhile, or another user's
-            continue
-    return [pid for pid in found if pid != os.getpid()]
+    return found
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def start(home: Path, host: str, port: int, *, ingress: bool = True) -> Instance:

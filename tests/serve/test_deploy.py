@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 import socket
 import stat
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -119,3 +124,20 @@ def test_build_passes_the_options_to_serve(tmp_path):
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 7)
     assert config.max_surge_percent == 100
     assert app._bound_deployment.ray_actor_options["num_cpus"] < 1
+
+
+@pytest.mark.parametrize(("title", "found"), [("ray::DashboardAgent", True), ("tail -f", False)])
+def test_a_process_whose_title_lies_over_its_mark_is_found_by_its_logs(title, found):
+    name = secrets.token_hex(4)
+    folder = Path(tempfile.gettempdir()) / f"sk-{name}"
+    folder.mkdir()
+    try:
+        with (folder / "agent.log").open("wb") as log:
+            process = subprocess.Popen([title, "60"], executable=shutil.which("sleep"), stdout=log)
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():  # not yet the program that it becomes
+            time.sleep(0.01)
+        assert instance.pids(name) == ([process.pid] if found else [])
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder)
