@@ -116,6 +116,15 @@ def test_a_module_that_is_nowhere_is_named() -> None:
     assert module_folder("nowhere:Mine") is None
 
 
+def test_one_without_build_is_refused_by_name(folder: Path) -> None:
+    with (folder / "radial.py").open("a") as file:
+        file.write("\n\nclass Half(Supervised):\n    pass\n")
+    with pytest.raises(ConfigError, match=r"family: cannot import 'radial:Half': .*\bHalf\b.*\bbuild\b") as refused:
+        _experiment("family=radial:Half")
+    assert refused.value.field == "family"
+    assert _experiment().family == "radial:Radial"  # of the same module, with it
+
+
 # ---- the page's commands, and a job
 
 
