@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,25 +19,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from benchmarks.training import Clock, plain_loop
 from seekray import loop
 from seekray.config import Experiment
 from seekray.data.prepared import Prepared
-from seekray.session import Point, Session
+from seekray.session import Session
 from seekray.storage import Storage
 
-STEPS, CHANNELS, HIDDEN, CLASSES, BATCH, FIRST = 36, 2, 64, 4, 128, 10
-
-
-class _Clock:
-    """Hears when steps were done."""
-
-    def __init__(self) -> None:
-        self.times: dict[int, int] = {}
-
-    def points(self, new: Sequence[Point]) -> None:
-        self.times |= {p.step: p.time_ms for p in new if p.key == "loss"}
-
-    def progress(self, state: Mapping[str, Any]) -> None: ...
+STEPS, CHANNELS, HIDDEN, CLASSES, BATCH = 36, 2, 64, 4, 128
 
 
 class _Plain(nn.Module):
@@ -53,36 +39,14 @@ class _Plain(nn.Module):
         return found
 
 
-def plain(x: torch.Tensor, y: torch.Tensor, steps: int) -> float:
-    """Windows/s of a plain loop."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    net = _Plain()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
-    order = torch.randperm(len(x))
-    began = 0.0
-    for step in range(steps):
-        if step == FIRST:
-            began = time.perf_counter()
-        index = order[step * BATCH : (step + 1) * BATCH]
-        loss = nn.functional.cross_entropy(net(x[index]), y[index])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 10 == 0:
-            loss.item()
-    return (steps - FIRST) * BATCH / (time.perf_counter() - began)
-
-
 def ours(given: Experiment, prepared: Prepared) -> float:
     """Windows/s of the platform's loop, in this process."""
-    clock = _Clock()
+    clock = Clock()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         session = Session(given.training, Storage(folder), listener=clock)
         loop.run(given, session, prepared.schema, prepared.train, prepared.validation)
-    first, last = min(clock.times), max(clock.times)
-    return (last - first) * BATCH * 1000 / (clock.times[last] - clock.times[first])
+    return clock.rows_per_second(BATCH)
 
 
 def main() -> None:
@@ -107,7 +71,9 @@ def main() -> None:
         )  # fmt: skip
         prepared = given.prepare()
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-    pairs = [(plain(inputs, targets, options.steps), ours(given, prepared)) for _ in range(options.rounds)]
+    pairs = [
+        (plain_loop(_Plain(), inputs, targets, options.steps, BATCH), ours(given, prepared)) for _ in range(options.rounds)
+    ]
     a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
     print(f"plain {a:,.0f} windows/s, seekray {b:,.0f}, ratio {statistics.median(o / p for p, o in pairs):.3f} (asked: 0.97)")
 
