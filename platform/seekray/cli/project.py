@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from seekray.cli.common import Address, File, Json, Overrides, example, metrics_line, note, out
+from seekray.cli.common import Address, File, Json, Overrides, example, note, out, table
 
 config = typer.Typer(no_args_is_help=True)
 
@@ -61,7 +61,15 @@ def sync(
     from seekray.tracking.sync import sync as send_all
 
     sent = [vars(r) for r in send_all(settings(), storage)]
-    out({"runs": sent}, json, lambda: "\n".join(metrics_line(r, 6) for r in sent) or "nothing to send")
+    rows = [
+        [*(r[c] for c in ("run_id", "version", "sent", "remaining")), ", ".join([*r["problems"], r["error"] or ""])]
+        for r in sent
+    ]
+    out(
+        {"runs": sent},
+        json,
+        lambda: table(rows, ["run", "version", "sent", "remaining", "problems"]) if rows else "nothing to send",
+    )
     if any(r["remaining"] for r in sent):
         note("some runs could not be sent; is the tracking server up? `seekray doctor` looks")
         raise typer.Exit(1)
