@@ -79,11 +79,12 @@ class Evaluation:
 def as_text(found: Mapping[str, Any]) -> str:
     """`as_json`, with an optional `comparison`, as lines for a terminal."""
     lines = [f"{found['rows']} rows" + (f", {found['rejected']} could not be used" if found["rejected"] else "")]
+    width = max([20, *(len(name) + 2 for name in found["metrics"])])
     for name, value in found["metrics"].items():
         low_high = found["intervals"].get(name)
         span = f"  [{low_high[0]:.4g}, {low_high[1]:.4g}]" if low_high else ""
         note = f"  ({found['notes'][name]})" if name in found["notes"] else ""
-        lines.append(f"  {name:20}" + (f"{value:<10.4g}" if value is not None else f"{'-':10}") + span + note)
+        lines.append(f"  {name:{width}}" + (f"{value:<10.4g}" if value is not None else f"{'-':10}") + span + note)
     lines += [str(sentence) for sentence in found.get("details", {}).get("verdict", [])]
     lines += [f"  row {r['row']}: {r['reason']}" for r in found["rejections"][:5]]
     for column, groups in found["groups"].items():
@@ -96,5 +97,5 @@ def as_text(found: Mapping[str, Any]) -> str:
         for name, entry in comparison["metrics"].items():
             low, high = entry["interval"] or (math.nan, math.nan)
             better = f"  {comparison[entry['better']]} is better" if entry["better"] else ""
-            lines.append(f"  {name:20}{entry['difference']:+.4g}  [{low:+.4g}, {high:+.4g}]{better}")
+            lines.append(f"  {name:{width}}{entry['difference']:+.4g}  [{low:+.4g}, {high:+.4g}]{better}")
     return "\n".join(lines)
