@@ -15,6 +15,7 @@ from seekray import trainer
 from seekray.batch.predict import predict
 from seekray.cli.doors import verify_all
 from seekray.cli.serve import models_to_serve
+from seekray.cli.training import next_step
 from seekray.data.options import Data
 from seekray.errors import UserError
 from seekray.experiment_file import load
@@ -55,7 +56,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def test_it_is_verified_and_promoted(trained: Any) -> None:
     where, result = trained
-    assert not result.predicts
+    assert {"rows": "made/1 --rows", "texts": "made/1 --prompt"}[result.makes] in next_step(result)
     assert verify_all("made/1", None)["passed"]
     assert promote("made", "1", "champion", where)["version"] == "1"
     kept = registry.version("made", "1", where)["verified"]

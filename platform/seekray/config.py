@@ -102,9 +102,7 @@ class Training(Strict):
     @model_validator(mode="after")
     def _rules(self) -> Training:
         if self.epochs and self.max_steps:
-            raise ValueError(
-                "training.epochs and training.max_steps are both given; give one of them, null takes the other out"
-            )
+            raise ValueError("training.epochs and training.max_steps are both given; give one (null takes the other out)")
         if self.accumulate > self.batch_size:
             raise ValueError(f"training.accumulate ({self.accumulate}) is over training.batch_size ({self.batch_size})")
         if self.max_steps and self.schedule.warmup >= max(1, self.max_steps):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -14,7 +14,7 @@ from seekray.data.schema import Schema
 from seekray.data.values import json_value
 from seekray.errors import UserError
 from seekray.loaded import LoadedModel, build
-from seekray.models.family import Generative, Textual
+from seekray.models.family import Generative, Textual, textual
 from seekray.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class Generator(LoadedModel):
 
     def pieces(self, **request: Any) -> Iterator[Piece]:
         """Every token of what is asked for, as it is made. Raises UserError, also for a model of something else than texts."""
-        textual = self._textual()
-        return textual.stream(self.modules, self.schema, self.request(request))
+        family = self._textual()
+        return family.stream(self.modules, self.schema, self.request(request))
 
     def stream(self, prompt: str, **request: Any) -> Iterator[str]:
         """The text that follows a prompt, in parts, as it is made: together what `generate` gives. Raises UserError."""
@@ -59,9 +59,10 @@ class Generator(LoadedModel):
             return self._textual().logits(self.modules, tokens)[0].cpu()
 
     def _textual(self) -> Textual:
-        if not hasattr(self.family, "stream"):
+        family = textual(self.family)
+        if family is None:
             raise UserError(f"{self.name} does not make texts (family {self.info['family']}, task {self.task})")
-        return cast("Textual", self.family)
+        return family
 
     @property
     def fields(self) -> tuple[str, ...]:

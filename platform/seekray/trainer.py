@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from seekray import loop, report
 from seekray.augment import augmented
@@ -21,6 +21,8 @@ from seekray.data.prepared import Prepared
 from seekray.errors import ConfigError, DataError, FullError, ModelNotFoundError, full
 from seekray.log import to_file
 from seekray.model_ref import with_base
+from seekray.models import get_family
+from seekray.models.family import textual
 from seekray.progress import Progress
 from seekray.session import LocalSession, Point, points
 from seekray.settings import Settings
@@ -44,12 +46,12 @@ class TrainResult:
     metrics: dict[str, float]
     tracked: bool = True
     plots: list[str] = field(default_factory=list)
-    predicts: bool = True
+    makes: Literal["predictions", "rows", "texts"] = "predictions"
 
     def as_json(self) -> dict[str, Any]:
         """The command line's document."""
         out = asdict(self)
-        del out["tracked"], out["plots"], out["predicts"]
+        del out["tracked"], out["plots"], out["makes"]
         return out
 
 
@@ -162,7 +164,7 @@ def _train(
         version=sent.version if sent else None,
         metrics=done.metrics,
         tracked=sent is not None and sent.remaining == 0,
-        predicts=bool(prepared.schema.targets),
+        makes="predictions" if prepared.schema.targets else "texts" if textual(get_family(experiment.family)) else "rows",
         plots=[str(local / "plots" / name) for name in run.list("plots")] if local else [],
     )
 

@@ -56,14 +56,16 @@ def next_step(result: object) -> str:
     if result.model and result.version:
         lines.append(f"model   {result.model}/{result.version}")
         lines.append(f"next    seekray models promote {result.model} {result.version} --to champion")
-        lines.append("        " + _use(f"{result.model}/{result.version}", result.predicts))
+        lines.append("        " + _use(f"{result.model}/{result.version}", result.makes))
     else:
-        lines.append("next    " + _use(result.bundle, result.predicts))
+        lines.append("next    " + _use(result.bundle, result.makes))
     return "\n".join(lines)
 
 
-def _use(model: str, predicts: bool) -> str:
-    return f"seekray serve up {model}" if predicts else f"seekray generate {model}"
+def _use(model: str, makes: str) -> str:
+    if makes == "predictions":
+        return f"seekray serve up {model}"
+    return f"seekray generate {model} " + ('--prompt "Once upon"' if makes == "texts" else "--rows 100 --out synthetic.parquet")
 
 
 def evaluate(

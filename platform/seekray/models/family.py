@@ -155,6 +155,11 @@ class Sharded(Family, Protocol):
         """Parts of the modules that run one after another: only one at a time is gathered. The rest stays so for the step."""
 
 
+def textual(family: Family) -> Textual | None:
+    """The family, where it is one that makes texts."""
+    return cast("Textual", family) if hasattr(family, "stream") else None
+
+
 def watched(family: Family) -> Watched | None:
     """The family, where it is one that is watched."""
     return cast("Watched", family) if hasattr(family, "remarks") and hasattr(family, "sheet") else None
