@@ -18,13 +18,14 @@ from seekray.batch.predict import predict
 from seekray.config import Experiment
 from seekray.data.options import Data
 from seekray.data.prepared import Prepared
-from seekray.errors import UserError
+from seekray.errors import DataError, UserError
 from seekray.evaluation import as_text, evaluate
 from seekray.predictor import Predictor
 from seekray.report import conclude
 from seekray.storage import Storage
 from seekray.stream import Stream, predict_file
 from seekray.tracking.spool import Tracker
+from seekray.verify import local_doors, rows_with_trouble, verify
 
 
 def _long(path: Path, steps: int = 160) -> pa.Table:
@@ -42,6 +43,7 @@ def _long(path: Path, steps: int = 160) -> pa.Table:
 
 
 def _trained(folder: Path, task: str, **model: Any) -> tuple[Experiment, Prepared, Path]:
+    """A model of the long table."""
     folder.mkdir()
     _long(folder / "long.parquet")
     sequence: dict[str, Any] = {"time": "when", "id": "who", "columns": ["y"]}
@@ -50,10 +52,13 @@ def _trained(folder: Path, task: str, **model: Any) -> tuple[Experiment, Prepare
         sequence |= {"history": 16, "horizon": 4, "season": 12}
         split = {"kind": "time", "by": "when", "test": 0.3, "validation": 0.2}
     data = {"source": str(folder / "long.parquet"), "sequence": sequence, "split": split}
+    return _run(folder, task, data | {"target": "y" if task == "forecast" else "rose"}, **model)
+
+
+def _run(folder: Path, task: str, data: dict[str, Any], **model: Any) -> tuple[Experiment, Prepared, Path]:
     given = {
         "name": "t", "family": "rec", "task": task, "resources": {"workers": 0}, "report": {"importances": False},
-        "data": data | {"target": "y" if task == "forecast" else "rose"},
-        "model": {"hidden_size": 16} | model, "training": {"epochs": 4, "batch_size": 16, "lr": 0.01},
+        "data": data, "model": {"hidden_size": 16} | model, "training": {"epochs": 4, "batch_size": 16, "lr": 0.01},
     }  # fmt: skip
     experiment = Experiment.model_validate(given)
     prepared = experiment.prepare()
@@ -121,11 +126,73 @@ def test_raw_files_are_framed_as_in_training(forecast: Any, tmp_path: Path) -> N
     assert np.allclose(out["quantile_0.9"], (expected.quantiles or {})["0.9"], atol=1e-9)
 
 
+def test_a_series_too_short_for_a_forecast_is_put_aside_with_its_reason(forecast: Any, tmp_path: Path) -> None:
+    experiment, _, bundle = forecast
+    table = pq.read_table(experiment.data.source)
+    rows = table.select(["who", "when", "y"]).to_pylist()
+    text = [{**row, "y": str(row["y"])} for row in rows if row["who"] == "a"]
+    text += [{**row, "who": "new", "y": "1.5"} for row in rows[:5]] + [{**row, "who": "odd", "y": ""} for row in rows[:20]]
+    text[3]["y"] = "much"
+    lines = ["who,when,y", *(f"{r['who']},{r['when'].isoformat()},{r['y']}" for r in text), "no,row,at,all"]
+    (tmp_path / "new.csv").write_text("\n".join(lines))
+    done = predict(bundle, Data(source=str(tmp_path / "new.csv")), str(tmp_path / "out.parquet"), workers=0)
+    assert (done["rows"], done["rejected"]) == (1, 4)
+    rejected = [json.loads(line) for line in (tmp_path / "out.parquet.rejected.jsonl").read_text().splitlines()]
+    found = {str(r["values"]): r["reason"] for r in rejected}
+    when = rows[4]["when"].isoformat()
+    assert found[str({"who": "new", "when": when})] == "5 steps up to the last 'y', the model looks back on 16"
+    assert found[str({"who": "odd", "when": rows[19]["when"].isoformat()})].startswith("0 steps up to the last 'y'")
+    assert found["much"] == "expected a number"
+    assert any("no,row" in value for value in found)
+    only = predict(bundle, Data(source=str(tmp_path / "new.csv")), str(tmp_path / "out.jsonl"), workers=0, part_rows=1)
+    assert (only["rows"], only["rejected"]) == (1, 4)
+    with pytest.raises(DataError, match="column 'y', row 1: fewer steps than the 16 that the forecast looks back on"):
+        Predictor.load(bundle).predict({"y": [[1.0] * 16, [1.0] * 15]})
+
+
+def test_rows_whose_lists_differ_in_length_are_put_aside(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [{"a": rng.normal(size=n).tolist(), "b": [1.0] * n, "say": "x" * n, "y": ["u", "d"] * n} for n in [3, 4] * 20]
+    rows = [row | {"y": row["y"][: len(row["a"])]} for row in rows]
+    rows[2]["b"] = [1.0] * 5
+    rows[5]["y"] = ["u"]
+    rows[7]["say"] = ""  # missing goes with any
+    rows[9] |= {"b": [0.0], "say": "ab"}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "lists.parquet")
+    data: dict[str, Any] = {"source": str(tmp_path / "lists.parquet"), "target": "y"}
+    data |= {"features": {"a": "sequence", "b": "sequence", "say": "characters"}, "split": {"kind": "random", "validation": 0}}
+    with pytest.raises(DataError, match="'a', row 2: expected 5 values, as many as another list of the row has, got 3"):
+        _run(tmp_path / "x", "labelling", data)
+    _, prepared, bundle = _run(tmp_path / "x", "labelling", data | {"on_bad_row": "skip"})
+    assert [(r["row"], r["column"], r["value"]) for r in prepared.rejected] == [
+        (2, "a", 3), (2, "say", 3), (2, "y", 3), (5, "y", 1), (9, "b", 1), (9, "say", 2)
+    ]  # fmt: skip
+    assert prepared.rejected[3]["reason"] == "expected 4 values, one for each step"
+    done = predict(bundle, Data(source=data["source"]), str(tmp_path / "out.jsonl"), workers=0)
+    assert (done["rows"], done["rejected"]) == (38, 2)
+    rejected = [json.loads(line) for line in (tmp_path / "out.jsonl.rejected.jsonl").read_text().splitlines()]
+    assert [(r["row"], r["reason"].split(",")[0]) for r in rejected] == [
+        (2, "column 'a': expected 5 values"), (9, "column 'b': expected 4 values")
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows[2:3]), tmp_path / "bad.parquet")
+    done = predict(bundle, Data(source=str(tmp_path / "bad.parquet")), str(tmp_path / "none.jsonl"), workers=0)
+    assert (done["rows"], done["rejected"]) == (0, 1)
+
+
+@pytest.mark.parametrize("kind", ["forecast", "labels"])
+def test_all_local_doors_agree(kind: str, request: pytest.FixtureRequest) -> None:
+    _, _, bundle = request.getfixturevalue(kind)
+    predictor = Predictor.load(bundle)
+    rows = predictor.sample[:3]
+    found = verify(local_doors(bundle, one_by_one=True), [*rows, *rows_with_trouble(predictor.schema, rows)])
+    assert found["passed"], [d for d in found["doors"] if not d["passed"]]
+
+
 @pytest.mark.parametrize("kind", ["forecast", "labels"])
 def test_step_by_step_is_the_whole(kind: str, request: pytest.FixtureRequest) -> None:
     _, _, bundle = request.getfixturevalue(kind)
     predictor = Predictor.load(bundle)
-    values = np.random.default_rng(1).normal(size=(2, 11)).tolist()
+    values = np.random.default_rng(1).normal(size=(2, 17)).tolist()
     whole = predictor.predict({"y": values}).columns()
     stream = Stream(predictor)
     steps = [stream.predict({"y": [[v[0]], [v[1]]]}, ["p", "q"]).columns() for v in zip(*values, strict=True)]

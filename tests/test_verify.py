@@ -161,3 +161,25 @@ def test_large_numbers_are_compared_by_their_size_and_a_broken_door_does_not_sto
     assert [d["passed"] for d in found["doors"]] == [True, False, True, False]
     assert found["doors"][1]["mismatch"] == "ConnectionError: no answer"
     assert not found["passed"]
+
+
+def test_lists_are_compared_value_by_value() -> None:
+    """Forecasts and labels of steps: every number within the tolerance, every label the same; the first other one is said."""
+    steps, labels = [[0.5, 1.5], [2.5, 3.5]], [["up", "down"], ["up", "up"]]
+
+    def other(numbers: Any, names: Any = labels) -> dict[str, Any]:
+        doors = {
+            "python": lambda given: Prediction(labels, {"up": steps}),
+            "other": lambda given: Prediction(names, {"up": numbers}),
+        }
+        return dict(verify(doors, [{}, {}])["doors"][1])
+
+    near = other([np.array([0.5, 1.5 + 1e-6]), [2.5, 3.5]])
+    assert near["passed"]
+    assert near["largest_difference"] == pytest.approx(1e-6 / 1.5, rel=1e-3)
+    assert other([[0.5, 1.5], [2.5, 3.6]])["mismatch"] == "row 1, column 'probability_up'[1]: 3.6, expected 3.5"
+    assert other([[0.5, 1.5], [2.5]])["mismatch"] == "row 1, column 'probability_up': 1 values, expected 2"
+    assert other([[0.5, None], [2.5, 3.5]])["mismatch"] == "row 0, column 'probability_up'[1]: None, expected 1.5"
+    wrong = other(steps, [["up", "down"], ["up", "down"]])
+    assert wrong["mismatch"] == "row 1, column 'prediction'[1]: 'down', expected 'up'"
+    json.dumps(wrong, allow_nan=False)

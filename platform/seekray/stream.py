@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from seekray.data.parse import category
 from seekray.data.schema import Prediction
 from seekray.data.sequences.framing import Frame
 from seekray.data.sources import open_source
+from seekray.data.tables.features import FeatureSchema
 from seekray.errors import DataError, UserError
 from seekray.predictor import Predictor
 
@@ -40,6 +42,10 @@ class Stream:
         if why := reason(predictor.info["model"]):
             raise UserError(f"model {predictor.name!r} cannot be fed step by step: {why}")
         self._states: dict[str, State] = {}
+        # A row holds the new steps alone, however far a forecast looks back.
+        self._schema = (
+            replace(predictor.schema, frame=None) if isinstance(predictor.schema, FeatureSchema) else predictor.schema
+        )
 
     def __len__(self) -> int:
         return len(self._states)
@@ -53,7 +59,7 @@ class Stream:
         names = [str(category(key)) for key in keys]
         if len(set(names)) < len(names):
             raise DataError("a series has two rows in one call; give its steps in one row, or one row after another")
-        inputs = self.predictor.prepare(columns)
+        inputs = self._schema.transform(columns)
         if len(names) != len(inputs["length"]):
             raise DataError(f"{len(names)} keys for {len(inputs['length'])} rows")
         fresh = [i for i, name in enumerate(names) if name not in self._states]

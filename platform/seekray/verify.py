@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from seekray.data.sequences.ragged import STEPS
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -65,27 +67,30 @@ def _compare(expected: Mapping[str, list[Any]], found: Mapping[str, list[Any]], 
         if len(found[column]) != len(values):
             return largest, f"{len(found[column])} rows, expected {len(values)}"
         for row, (value, other) in enumerate(zip(values, found[column], strict=True)):
-            difference = _difference(value, other)
-            if difference is not None:
-                largest = max(largest, difference)
-                agrees = difference <= tolerance
-            else:
-                agrees = _plain(value) == _plain(other) and type(_plain(value)) is type(_plain(other))
-            if not agrees and (first is None or row < first[0]):
-                first = (row, f"row {row}, column {column!r}: {other!r}, expected {value!r}")
+            difference, words = _difference(_plain(value), _plain(other), tolerance)
+            largest = max(largest, difference)
+            if words and (first is None or row < first[0]):
+                first = (row, f"row {row}, column {column!r}{words}")
     return largest, first[1] if first else None
 
 
-def _difference(value: Any, other: Any) -> float | None:
-    """Of two numbers, or the largest of two lists of numbers as long; None where they are something else."""
+def _difference(value: Any, other: Any, tolerance: float, place: str = "") -> tuple[float, str | None]:
+    """The largest difference of numbers, and the first values that disagree in words; lists are compared value by value."""
+    if isinstance(value, list) and isinstance(other, list):
+        if len(value) != len(other):
+            return 0.0, f"{place}: {len(other)} values, expected {len(value)}"
+        largest, first = 0.0, None
+        for i, (v, o) in enumerate(zip(value, other, strict=True)):
+            found, words = _difference(v, o, tolerance, f"{place}[{i}]")
+            largest, first = max(largest, found), first or words
+        return largest, first
+    words = f"{place}: {other!r}, expected {value!r}"
     if isinstance(value, float) and isinstance(other, (int, float)) and not isinstance(other, bool):
-        both_missing = value != value and other != other
-        return 0.0 if both_missing else abs(value - other) / max(1.0, abs(value))
-    value, other = _plain(value), _plain(other)
-    if isinstance(value, list) and value and isinstance(other, list) and len(other) == len(value):
-        found = [_difference(v, o) for v, o in zip(value, other, strict=True)]
-        return None if None in found else max(f for f in found if f is not None)
-    return None
+        if value != value or other != other:
+            return 0.0, None if value != value and other != other else words
+        found = abs(value - other) / max(1.0, abs(value))
+        return found, words if found > tolerance else None
+    return 0.0, None if value == other and type(value) is type(other) else words
 
 
 def _plain(value: Any) -> Any:
@@ -238,15 +243,20 @@ def rows_with_trouble(schema: Schema, sample: Rows) -> list[dict[str, Any]]:
         out.append(base[len(out) % len(base)] | dict(changes))
 
     features = schema.features[:MOST_FEATURES]
+    lists = [f.name for f in schema.features if f.kind in STEPS]
     for feature in features:
         like({feature.name: None})
+        if feature.name in lists and len(lists) > 1:
+            continue  # of another length than the row's other lists
         for value in _odd(feature.kind, feature.example):
             like({feature.name: value})
     like(dict.fromkeys(f.name for f in schema.features))
     like({f.name: "never seen before" for f in schema.features if f.kind == "categorical"})
     out.append({k: v for k, v in base[0].items() if k != features[-1].name} if len(features) > 1 else dict(base[0]))
     out.append(dict(reversed(base[-1].items())))
-    return out
+    # A forecast is refused where the steps do not reach back far enough.
+    history = (getattr(schema, "frame", None) or {}).get("history", 0)
+    return [row for row in out if max((len(row.get(name) or ()) for name in lists), default=history) >= history]
 
 
 def _odd(kind: str, example: Any) -> list[Any]:

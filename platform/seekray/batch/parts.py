@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from seekray.batch.output import PartResult, encode, json_lines
-from seekray.data.sequences.ragged import joined
+from seekray.data.sequences.ragged import STEPS, joined
 from seekray.errors import DataError
 
 if TYPE_CHECKING:
@@ -89,11 +89,18 @@ def forward_rows(predictor: Predictor, table: pa.Table) -> Forwarded:
 
 
 def _bad_rows(predictor: Predictor, table: pa.Table) -> dict[int, str]:
-    """The rows that features refuse, found feature by feature: halving one column is cheap."""
+    """The rows that features refuse, found feature by feature: halving one column is cheap.
+
+    Those that have steps are looked at together: their lengths must agree.
+    """
     reasons: dict[int, str] = {}
-    for feature in predictor.schema.features:
-        alone = predictor.schema.only(feature)
-        reasons = salvage(alone.transform, table.select([feature.name]))[1] | reasons
+    features = predictor.schema.features
+    groups = [(f,) for f in features if f.kind not in STEPS]
+    for group in (*groups, tuple(f for f in features if f.kind in STEPS)):
+        if not group:
+            continue
+        alone = predictor.schema.only(*group)
+        reasons = salvage(alone.transform, table.select([f.name for f in group]))[1] | reasons
     return reasons
 
 

@@ -87,8 +87,8 @@ class Schema(Protocol):
     def columns_from_rows(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Columns of `{"rows": [...]}`. Raises DataError for a name that is not known."""
 
-    def only(self, feature: Feature) -> Schema:
-        """The schema of this one feature, to find the rows that it refuses."""
+    def only(self, *features: Feature) -> Schema:
+        """The schema of these features, to find the rows that it refuses."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the files, as JSON values."""

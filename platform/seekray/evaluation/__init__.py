@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from seekray.data.options import Data
 from seekray.data.sequences.framing import framed_rows
 from seekray.data.sources import open_source
+from seekray.errors import UserError
 from seekray.evaluation.result import Asked, Evaluation, as_text
 from seekray.evaluation.rows import compare
 
@@ -23,6 +24,7 @@ EVALUATORS = {
     "rows": "synthesis", "images": "synthesis_media", "texts": "synthesis_media", "pretrain": "texts", "finetune": "texts",
     "labelling": "labelling", "forecast": "forecast",
 }  # fmt: skip
+GROUPED = ("rows", "labelling", "forecast")  # those that measure row by row, and so groups of rows
 
 __all__ = ["EVALUATORS", "Evaluation", "as_text", "compare", "evaluate", "read"]
 
@@ -46,8 +48,13 @@ def evaluate(
 
     by: columns whose values get a line of metrics each. resamples: bootstrap draws of the 95 % intervals, 0
     for none. training: the training rows, where what is made is compared with them. What cannot be used is
-    counted in `rejected`. Raises DataError.
+    counted in `rejected`. Raises DataError, UserError.
     """
+    if by and EVALUATORS.get(model.task, "rows") not in GROUPED:
+        raise UserError(
+            f"--by {', '.join(by)}: model {model.name!r} (task {model.task}) is measured over all data at once, not in groups; "
+            "leave it out, or evaluate a file of each group"
+        )
     table = framed_rows(table, getattr(model.schema, "frame", None))
     found: Evaluation = _evaluator(model).evaluate(model, table, Asked(by, resamples, seed, training))
     return found

@@ -95,8 +95,25 @@ def test_a_forecast_of_a_file_begins_at_its_last_known_value(tmp_path: Path) -> 
     (row,) = frame_table(unknown, frame, targets=False, only_last=True).table.to_pylist()
     assert row["y"][-1] == 196.0
     assert row["holiday_next"] == [(197 + i) % 7 for i in range(3)]
-    with pytest.raises(DataError, match="1 series lack the next 3 values of holiday"):
-        frame_table(table, frame, targets=False, only_last=True)
+    (short,) = frame_table(table, frame, targets=False, only_last=True).short
+    assert "the next 3 values of holiday are missing" in short["reason"]
+
+
+def test_rows_that_cannot_be_read_raise_or_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    lines = ["when,y", *(f"2026-01-01T{t // 60:02}:{t % 60:02}:00,{t}" for t in reversed(range(200)))]
+    lines[6] = lines[6].replace(",194", ",much")
+    lines[9] = lines[9].replace("2026", "year")
+    path.write_text("\n".join(lines))
+    data = _data(path, gap=None, future=[], columns=["y"])
+    with pytest.raises(DataError, match="row 8: expected a date"):
+        _prepared(data)
+    found = _prepared(data.model_copy(update={"on_bad_row": "skip"}))
+    assert [(r["row"], r["column"], r["value"]) for r in found.rejected[:2]] == [
+        (5, "y", "much"),
+        (8, "when", "year-01-01T03:11:00"),
+    ]
+    assert found.warnings[0].startswith("2 rows are left out; the first: row 5, y: expected a number")
 
 
 def test_repeated_times_count_once(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_lists_and_characters_of_a_row_lie_side_by_side() -> None:
     assert found["symbols"].flatten().tolist() == [2, 0]
     again = FeatureSchema.from_json(schema.to_json())
     assert again == schema
-    with pytest.raises(DataError, match="column 'b', row 0: 1 steps, another list of the row has 2"):
+    with pytest.raises(DataError, match="column 'b', row 0: expected 2 values, as many as another list of the row has, got 1"):
         schema.transform({"a": [[1.0, 2.0]], "b": [[[1.0, 2.0]]], "word": [None]})
 
 

@@ -20,6 +20,7 @@ from seekray.data.sequences.ragged import ends
 from seekray.data.sources.source import Source, TableSource
 from seekray.data.split import codes
 from seekray.data.times import seconds, times
+from seekray.data.values import json_value
 from seekray.errors import DataError
 
 NEXT = "_next"
@@ -69,7 +70,8 @@ class Frame:
 class Framed:
     """table: a row a sequence. starts, origins, stops: seconds of the first step, the last seen, and the last of the target.
 
-    repeated: rows left out because a later one has the same time in the same series.
+    repeated: rows left out because a later one has the same time in the same series. rejected: {row, column, value,
+    reason} of rows that cannot be read. short: the same of series whose end gives no window, with their number as row.
     """
 
     table: pa.Table
@@ -77,6 +79,8 @@ class Framed:
     origins: Array
     stops: Array
     repeated: int = 0
+    rejected: tuple[dict[str, Any], ...] = ()
+    short: tuple[dict[str, Any], ...] = ()
 
     def take(self, rows: Array) -> Framed:
         """These rows."""
@@ -130,19 +134,24 @@ def framed_data(data: Data, frame: Frame) -> Data:
     return data.model_copy(update=changes)
 
 
-def frame_table(table: pa.Table, frame: Frame, *, targets: bool = True, only_last: bool = False) -> Framed:
+def frame_table(table: pa.Table, frame: Frame, *, targets: bool = True, only_last: bool = False, skip: bool = False) -> Framed:
     """Sequences of a long table; of rows with the same time in one series the last counts.
 
     targets: the target is there and goes along. only_last: of each series, the window that ends with its last known
-    value. Raises DataError for values that cannot be read.
+    value. skip: rows that cannot be read are left out, as if they were not there; else they raise DataError.
     """
     check_columns((*frame.wanted, *((frame.target,) if targets or frame.horizon else ())), table.column_names)
-    when = _seconds(table.column(frame.time), frame.time)
+    rejects = Rejects(strict=not skip)
+    when = _seconds(table.column(frame.time), frame.time, rejects)
+    names = dict.fromkeys((*frame.columns, *((frame.target,) if frame.horizon else ())))
+    values = {name: numbers(table.column(name), name, rejects) for name in names}
     series = _in_order(codes(table.column(frame.id))) if frame.id else np.zeros(len(table), dtype=np.int64)
     order = np.lexsort((when, series))
+    order = order[~np.isin(order, [r["row"] for r in rejects.found])]
+    again = np.append((series[order][1:] == series[order][:-1]) & (np.diff(when[order]) == 0), False)[: len(order)]
+    order = order[~again]
     table, when, series = table.take(pa.array(order)), when[order], series[order]
-    again = np.append((series[1:] == series[:-1]) & (np.diff(when) == 0), False)
-    table, when, series = table.filter(pa.array(~again)), when[~again], series[~again]
+    values = {name: column[order] for name, column in values.items()}
     cut = series[1:] != series[:-1]
     if frame.gap is not None:
         cut = cut | (np.diff(when) > frame.gap)
@@ -152,10 +161,10 @@ def frame_table(table: pa.Table, frame: Frame, *, targets: bool = True, only_las
         last = np.append(series[firsts][1:] != series[firsts][:-1], True)
         firsts, sizes = firsts[last], sizes[last]
     if frame.horizon:
-        found = _windows(table, when, frame, firsts, sizes, targets, only_last)
+        found = _windows(table, values, when, frame, firsts, sizes, targets, only_last)
     else:
-        found = _whole(table, when, frame, firsts, sizes, targets)
-    return replace(found, repeated=int(again.sum()))
+        found = _whole(table, values, when, frame, firsts, sizes, targets)
+    return replace(found, repeated=int(again.sum()), rejected=tuple(rejects.found))
 
 
 def _in_order(found: Array) -> Array:
@@ -165,13 +174,14 @@ def _in_order(found: Array) -> Array:
     return order
 
 
-def _seconds(column: Any, name: str) -> Array:
-    """float64 (N,) seconds, or the numbers themselves. Raises DataError for a missing time."""
-    rejects = Rejects()
+def _seconds(column: Any, name: str, rejects: Rejects) -> Array:
+    """float64 (N,) seconds, or the numbers themselves; a missing time is rejected."""
     numeric = is_number(as_array(column).type)
     found = numbers(column, name, rejects) if numeric else seconds(times(column, name, rejects))
-    if (gone := np.flatnonzero(~np.isfinite(found))).size:
-        raise DataError(f"column {name!r}, row {int(gone[0])}: the time is missing", field=name)
+    told = {r["row"] for r in rejects.found}
+    for row in np.flatnonzero(~np.isfinite(found)).tolist():
+        if row not in told:
+            rejects.add(name, row, None, "the time is missing")
     return found
 
 
@@ -182,28 +192,27 @@ def _lists(values: Array, starts: Array, length: int) -> pa.Array:
     return pa.ListArray.from_arrays(offsets, pa.array(flat, from_pandas=True))
 
 
-def _windows(table: pa.Table, when: Array, frame: Frame, firsts: Array, sizes: Array, targets: bool, only_last: bool) -> Framed:
+def _windows(
+    table: pa.Table,
+    values: Mapping[str, Array],
+    when: Array,
+    frame: Frame,
+    firsts: Array,
+    sizes: Array,
+    targets: bool,
+    only_last: bool,
+) -> Framed:
     """One row a window: lists of `history` steps, and of the `horizon` after them."""
     history, horizon = frame.history, frame.horizon
-    values = {n: numbers(table.column(n), n, Rejects()) for n in dict.fromkeys((*frame.columns, frame.target))}
     known = np.isfinite(values[frame.target])
     after = horizon if targets or frame.future else 0
-    begins = []
-    for first, size in zip(firsts.tolist(), sizes.tolist(), strict=True):
-        if only_last:
-            last = np.flatnonzero(known[first : first + size])
-            begins.append(np.array([first + last[-1] + 1 - history] if last.size and last[-1] + 1 >= history else [], np.int64))
-        else:
-            begins.append(np.arange(first, first + size - history - after + 1, frame.stride))
-    begin = np.concatenate(begins) if begins else np.zeros(0, np.int64)
+    short: list[dict[str, Any]] = []
     if only_last:
-        series_end = np.repeat(firsts + sizes, [len(b) for b in begins]) if begins else begin
-        if frame.future and (short := begin + history + horizon > series_end).any():
-            raise DataError(
-                f"{int(short.sum())} series lack the next {horizon} values of {', '.join(frame.future)}, which are known in "
-                "advance: give rows for them, with the target missing",
-                field=frame.future[0],
-            )
+        begin, short = _ends(table, known, frame, firsts, sizes)
+    else:
+        spans = zip(firsts.tolist(), sizes.tolist(), strict=True)
+        begins = [np.arange(first, first + size - history - after + 1, frame.stride) for first, size in spans]
+        begin = np.concatenate(begins) if begins else np.zeros(0, np.int64)
     missing = np.concatenate([[0], np.cumsum(~known)])
     span = history + (horizon if targets else 0)
     begin = begin[missing[begin + span] == missing[begin]]
@@ -215,10 +224,39 @@ def _windows(table: pa.Table, when: Array, frame: Frame, firsts: Array, sizes: A
     columns |= {name + NEXT: _lists(values[name], begin + history, horizon) for name in frame.future}
     if targets:
         columns[frame.answer] = _lists(values[frame.target], begin + history, horizon)
-    return Framed(pa.table(columns), when[begin], when[origin], when[begin + span - 1])
+    return Framed(pa.table(columns), when[begin], when[origin], when[begin + span - 1], short=tuple(short))
 
 
-def _whole(table: pa.Table, when: Array, frame: Frame, firsts: Array, sizes: Array, targets: bool) -> Framed:
+def _ends(table: pa.Table, known: Array, frame: Frame, firsts: Array, sizes: Array) -> tuple[Array, list[dict[str, Any]]]:
+    """Where the window begins that ends with each series' last known value; and the series that have none, see `Framed`."""
+    begin, short = [], []
+    for number, (first, size) in enumerate(zip(firsts.tolist(), sizes.tolist(), strict=True)):
+        own = known[first : first + size]
+        steps = int(np.flatnonzero(own)[-1]) + 1 if own.any() else 0
+        start = first + steps - frame.history
+        reason = None
+        if steps < frame.history:
+            since = "" if frame.gap is None else " after its last gap"
+            reason = f"{steps} steps up to the last {frame.target!r}{since}, the model looks back on {frame.history}"
+        elif not known[start : start + frame.history].all():
+            reason = f"a value of {frame.target!r} is missing among the last {frame.history} steps"
+        elif frame.future and steps + frame.horizon > size:
+            reason = (
+                f"the next {frame.horizon} values of {', '.join(frame.future)} are missing, which are known in advance: "
+                f"give rows for them, without {frame.target!r}"
+            )
+        if reason is None:
+            begin.append(start)
+            continue
+        names = [n for n in (frame.id, frame.time) if n]
+        last = {n: json_value(table.column(n)[first + size - 1].as_py()) for n in names}
+        short.append({"row": number, "column": frame.target, "value": last, "reason": reason})
+    return np.array(begin, dtype=np.int64), short
+
+
+def _whole(
+    table: pa.Table, values: Mapping[str, Array], when: Array, frame: Frame, firsts: Array, sizes: Array, targets: bool
+) -> Framed:
     """One row a series: lists of all its steps."""
     offsets = pa.array(ends(sizes).astype(np.int32))
     columns: dict[str, Any] = {frame.time: table.column(frame.time).take(pa.array(firsts))}
@@ -233,8 +271,7 @@ def _whole(table: pa.Table, when: Array, frame: Frame, firsts: Array, sizes: Arr
             if (odd := np.flatnonzero(own != np.repeat(own[firsts], sizes))).size:
                 raise DataError(f"column {name!r} is not the same in all steps of a sequence (row {int(odd[0])})", field=name)
     for name in frame.columns:
-        values = pa.array(numbers(table.column(name), name, Rejects()), from_pandas=True)
-        columns[name] = pa.ListArray.from_arrays(offsets, values)
+        columns[name] = pa.ListArray.from_arrays(offsets, pa.array(values[name], from_pandas=True))
     if targets and frame.task == "labelling":
         columns[frame.target] = pa.ListArray.from_arrays(offsets, as_array(table.column(frame.target)))
     ends_at = when[firsts + sizes - 1] if len(firsts) else when[:0]
@@ -260,7 +297,10 @@ class FramedSource(TableSource):
     def _read(self) -> pa.Table:
         frame = self._frame
         names = list(dict.fromkeys([*frame.wanted, *((frame.target,) if frame.horizon else ())]))
-        return frame_table(self._source.table(names), frame, targets=False, only_last=bool(frame.horizon)).table
+        found = frame_table(self._source.table(names), frame, targets=False, only_last=bool(frame.horizon), skip=True)
+        # Lines that are no rows, steps that cannot be read, and series without a window: none goes unsaid.
+        self.malformed = [*self._source.malformed, *found.rejected, *found.short]
+        return found.table
 
     @property
     def bytes(self) -> int | None:

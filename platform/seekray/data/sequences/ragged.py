@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RAGGED = ("sequence", "symbols")
+STEPS = ("sequence", "audio_frames", "characters")  # kinds of features that have steps
 UNKNOWN = 0  # the index of a character that training did not have
 
 
@@ -133,6 +134,20 @@ def symbols(column: Any, name: str, rejects: Rejects, vocabulary: Mapping[str, i
     return Ragged(flat, ends(np.array([len(t) for t in found], dtype=np.int64)))
 
 
+def check_even(lengths: Mapping[str, Array], rejects: Rejects, *, labels: str | None = None) -> Array:
+    """Steps of each row, (B,), at least one, where its lists (name -> their lengths (B,)) go step by step together.
+
+    A missing list has no steps and goes with any. labels: the list that has one entry for each step of the others.
+    The rows of which a list is of another length go to `rejects`.
+    """
+    steps: Array = np.maximum(np.stack([own for name, own in lengths.items() if name != labels]).max(0), 1)
+    for name, own in lengths.items():
+        for row in np.flatnonzero((own != steps) & (own != 0)):
+            what = "one for each step" if name == labels else "as many as another list of the row has"
+            rejects.add(name, int(row), int(own[row]), f"expected {steps[row]} values, {what}")
+    return steps
+
+
 def fit_sequence(ragged: Ragged) -> tuple[State, list[str]]:
     """Mean and deviation of each channel over the steps of the training rows, and whether some miss a value."""
     if not len(ragged.values):
@@ -171,16 +186,7 @@ class SequenceBlock:
         """`sequence` float32 (S, C), `symbols` int64 (S, K) and `offsets` (B+1,). Raises DataError, KeyError."""
         read = [sequences(columns[name], len(mean), name, STRICT) for name, mean, _, _ in self._numeric]
         read += [symbols(columns[name], name, STRICT, lookup) for name, lookup in self._lookups]
-        lengths = np.stack([r.lengths for r in read])  # (F, B)
-        length = lengths.max(0)
-        if (uneven := (lengths != 0) & (lengths != length)).any():
-            feature, row = (int(i) for i in np.argwhere(uneven)[0])
-            raise DataError(
-                f"column {self.names[feature]!r}, row {row}: {lengths[feature, row]} steps, another list of the row has "
-                f"{length[row]}; the lists of a row go step by step together",
-                field=self.names[feature],
-            )
-        offsets = ends(np.maximum(length, 1))
+        offsets = ends(check_even({name: r.lengths for name, r in zip(self.names, read, strict=True)}, STRICT))
         numeric, characters = [], []
         for ragged, (_, mean, inverse, flags) in zip(read, self._numeric, strict=False):
             values = _spread(ragged, offsets, np.nan)

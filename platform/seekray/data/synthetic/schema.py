@@ -136,9 +136,9 @@ class GenSchema:
         """Columns of `{"rows": [...]}`."""
         return {f.name: [row.get(f.name) for row in rows] for f in self.features}
 
-    def only(self, feature: Feature) -> GenSchema:
-        """The schema of this one feature."""
-        return replace(self, features=(feature,), conditions=(), joint={})
+    def only(self, *features: Feature) -> GenSchema:
+        """The schema of these features."""
+        return replace(self, features=features, conditions=(), joint={})
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""

@@ -148,10 +148,20 @@ class FeatureSchema:
             ragged = self._sequences.transform(self._frames(given), rows) if self._sequences else {}
         except KeyError as error:
             raise missing_column(error.args[0], list(given)) from None
+        self._check_history(ragged)
         if len(dense) == 1:
             return {"dense": dense[0], "categorical": categorical} | ragged
         joined = np.concatenate(dense, axis=1) if dense else np.zeros((rows, 0), dtype=np.float32)
         return {"dense": joined, "categorical": categorical} | ragged
+
+    def _check_history(self, ragged: Mapping[str, Array]) -> None:
+        """A forecast from fewer steps than it was trained on is a guess. Raises DataError."""
+        history = (self.frame or {}).get("history", 0)
+        if ragged and history and (short := np.flatnonzero(np.diff(ragged["offsets"]) < history)).size:
+            name = next(f.name for f in self.features if f.kind == "sequence")
+            raise DataError(
+                f"column {name!r}, row {short[0]}: fewer steps than the {history} that the forecast looks back on", field=name
+            )
 
     def _frames(self, columns: Columns) -> Columns:
         """The columns with the sounds of `audio_frames` as their frames."""
@@ -204,9 +214,9 @@ class FeatureSchema:
                 start += len(feature.state["mean"]) + sum(feature.state["missing"])
         return None
 
-    def only(self, feature: Feature) -> FeatureSchema:
-        """The schema of this one feature."""
-        return replace(self, features=(feature,))
+    def only(self, *features: Feature) -> FeatureSchema:
+        """The schema of these features."""
+        return replace(self, features=features)
 
     def encode_targets(self, columns: Any, rejects: Rejects | None = None) -> Any:
         """Targets of rows: int64 (B,) class numbers, float32 (B, 1) standardised, or float32 (B, T) of 0 and 1.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -14,17 +14,18 @@ from seekray.data import split as splits
 from seekray.data.columns import as_columns, check_columns
 from seekray.data.fingerprint import array_hash, content_hash, schema_hash
 from seekray.data.kinds import Inferred, infer_kinds
+from seekray.data.media import texts
 from seekray.data.options import Data, FeatureOptions
 from seekray.data.parse import Array, Rejects, as_array, booleans, category, is_arrow, is_text, numbers, shown
 from seekray.data.prepared import Arrays, Prepared
 from seekray.data.sequences.framing import Frame, Framed, frame_of, frame_table, framed_data, straddling
-from seekray.data.sequences.ragged import Ragged, ends
+from seekray.data.sequences.ragged import Ragged, check_even, ends
 from seekray.data.sources import open_source
 from seekray.data.sources.source import Source
 from seekray.data.sources.written import looks_like_comma_number
 from seekray.data.tables.features import FeatureSchema
 from seekray.data.tables.fitting import fit_columns, nothing_to_learn_from, typed
-from seekray.data.tables.targets import encode_targets, fit_targets, read_targets
+from seekray.data.tables.targets import encode_targets, fit_targets, label_lists, read_targets
 from seekray.errors import DataError
 
 # Rows transformed at a time: the float64 in between stays small.
@@ -70,7 +71,7 @@ def prepare(
         content = pool.submit(content_hash, table)
         if frame is None:
             return _prepared(data, task, source, table, content, prefer or {}, fit, keep)
-        framed = frame_table(table, frame)
+        framed = frame_table(table, frame, skip=data.on_bad_row == "skip")
         if not framed.table.num_rows:
             raise DataError(
                 f"no run of steps without a gap or a missing {frame.target!r} is {frame.history + frame.horizon} long; "
@@ -82,7 +83,11 @@ def prepare(
         warnings = prepared.warnings
         if framed.repeated:
             warnings = [f"{framed.repeated} rows repeat a {frame.time!r} of their series; the last of them counts", *warnings]
-        return replace(prepared, schema=replace(prepared.schema, frame=frame.to_json()), warnings=warnings)
+        _, rejected = _number(table.num_rows, source.malformed, framed.rejected)
+        schema = replace(prepared.schema, frame=frame.to_json())
+        return replace(
+            prepared, schema=schema, warnings=[*_counted(rejected), *warnings], rejected=[*rejected, *prepared.rejected]
+        )
 
 
 def _long_columns(data: Data, frame: Frame) -> list[str]:
@@ -108,11 +113,12 @@ def _prepared(
     rejects = Rejects(strict=False)
     columns = _read(table, kinds, data, rejects)
     read_targets(task, data.targets, as_columns(table), rejects)
+    _check_steps(task, table, columns, kinds, data, rejects)
     keys = None
     if data.split.by:
         keys = splits.split_keys(data.split, table.column(data.split.by), rejects)
     # A framed row is no row of the source.
-    row_numbers, rejected = _number(table.num_rows, [] if framed else source.malformed, rejects)
+    row_numbers, rejected = _number(table.num_rows, [] if framed else source.malformed, rejects.found)
     good = _good(table.num_rows, rejects, rejected, data)
     fingerprint: dict[str, Any] = {"schema": schema_hash(table.schema), "rows": table.num_rows}
     if len(good) < table.num_rows:
@@ -164,13 +170,31 @@ def _read(table: pa.Table, kinds: Mapping[str, str], data: Data, rejects: Reject
     return out
 
 
-def _number(rows: int, malformed: list[dict[str, Any]], rejects: Rejects) -> tuple[Array, list[dict[str, Any]]]:
+def _check_steps(
+    task: str, table: pa.Table, columns: Mapping[str, Any], kinds: Mapping[str, str], data: Data, rejects: Rejects
+) -> None:
+    """Rows whose lists, texts as characters and labels of steps are not of one length go to `rejects`."""
+    lengths = {name: columns[name].lengths for name, kind in kinds.items() if kind in ("sequence", "audio_frames")}
+    labels = data.targets[0] if task == "labelling" else None
+    spelt = [name for name, kind in kinds.items() if kind == "characters"]
+    if len(lengths) + len(spelt) + (labels is not None) < 2 or not (lengths or spelt):
+        return
+    told = Rejects(strict=False)  # by those who read the columns
+    lengths |= {name: np.array([len(t or "") for t in texts(columns[name], name, told)], dtype=np.int64) for name in spelt}
+    if labels is not None:
+        lengths[labels] = label_lists(as_columns(table)[labels], labels, told).lengths
+    known = {r["row"] for r in rejects.found}
+    check_even(lengths, told := Rejects(strict=False), labels=labels)
+    rejects.found += [r for r in told.found if r["row"] not in known]
+
+
+def _number(rows: int, malformed: list[dict[str, Any]], found: Sequence[dict[str, Any]]) -> tuple[Array, list[dict[str, Any]]]:
     """Row numbers in the source, where malformed records count too, and all rejections with them."""
     numbering = np.arange(rows + len(malformed))
     if malformed:
         numbering = np.delete(numbering, [m["row"] for m in malformed])
-    found = [r | {"row": int(numbering[r["row"]])} for r in rejects.found]
-    return numbering, sorted([*malformed, *found], key=lambda r: (r["row"], str(r["column"])))
+    numbered = [r | {"row": int(numbering[r["row"]])} for r in found]
+    return numbering, sorted([*malformed, *numbered], key=lambda r: (r["row"], str(r["column"])))
 
 
 def _good(rows: int, rejects: Rejects, rejected: list[dict[str, Any]], data: Data) -> Array:
@@ -256,9 +280,6 @@ def _arrays(schema: Any, columns: Mapping[str, Any], index: Array, row_numbers: 
     if schema.targets:
         targets = encode_targets(schema, _take({t: columns[t] for t in schema.targets}, index), Rejects())
     if isinstance(targets, Ragged):
-        if (odd := np.flatnonzero(targets.offsets != offsets)).size:
-            row = int(row_numbers[index[odd[0] - 1]])
-            raise DataError(f"row {row}: the target {schema.targets[0]!r} has not one label a step", field=schema.targets[0])
         targets = targets.values
     return Arrays(inputs, targets, row_numbers[index], offsets, schema.task == "labelling")
 

@@ -198,6 +198,8 @@ def _encode_ahead(schema: FeatureSchema, column: Any, rejects: Rejects) -> Array
 
 def decode_steps(outputs: Tensor, classes: Sequence[Any]) -> Prediction:
     """The class of each step of outputs (B, T, C), where NaN fills rows up."""
+    if not len(outputs):
+        return Prediction([], {str(c): [] for c in classes})
     lengths = (~outputs[..., 0].isnan()).sum(1).tolist()
     scores = outputs.softmax(-1)
     picked = outputs.nan_to_num().argmax(-1).tolist()
@@ -212,6 +214,6 @@ def decode_steps(outputs: Tensor, classes: Sequence[Any]) -> Prediction:
 
 def decode_ahead(values: Tensor, quantiles: Sequence[float]) -> Prediction:
     """Values to come from (B, horizon * quantiles); sorted, so that a higher quantile is never below a lower one."""
-    parts = values.view(len(values), -1, len(quantiles)).sort(-1).values
+    parts = values.view(len(values), values.shape[1] // len(quantiles), len(quantiles)).sort(-1).values
     lists = {f"{q:g}": parts[..., i].tolist() for i, q in enumerate(quantiles)}
     return Prediction(lists["0.5"], None, lists)

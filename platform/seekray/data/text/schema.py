@@ -162,9 +162,9 @@ class TextSchema:
                 )
         return {self.column: [row.get(self.column) for row in rows]}
 
-    def only(self, feature: Feature) -> TextSchema:
-        """The schema of this one feature, which is the only one."""
-        return replace(self, features=(feature,))
+    def only(self, *features: Feature) -> TextSchema:
+        """The schema of these features; there is one."""
+        return replace(self, features=features)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tokenizer and the chat template."""
