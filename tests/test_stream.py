@@ -20,6 +20,7 @@ from seekray.data.options import Data
 from seekray.data.prepared import Prepared
 from seekray.errors import DataError, UserError
 from seekray.evaluation import as_text, evaluate
+from seekray.importances import importances
 from seekray.predictor import Predictor
 from seekray.report import conclude
 from seekray.storage import Storage
@@ -174,6 +175,11 @@ def test_rows_whose_lists_differ_in_length_are_put_aside(tmp_path: Path) -> None
     assert [(r["row"], r["reason"].split(",")[0]) for r in rejected] == [
         (2, "column 'a': expected 5 values"), (9, "column 'b': expected 4 values")
     ]  # fmt: skip
+    few = [{**row, "which": "uv"[i % 2]} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(few), tmp_path / "lists.parquet")
+    _, prepared, whole = _run(tmp_path / "y", "classification", data | {"on_bad_row": "skip", "target": "which"})
+    found = importances(Predictor.load(whole), prepared.held_out)  # a list of another row has another length
+    assert {f["feature"] for f in found} == {"a", "b", "say"}
     pq.write_table(pa.Table.from_pylist(rows[2:3]), tmp_path / "bad.parquet")
     done = predict(bundle, Data(source=str(tmp_path / "bad.parquet")), str(tmp_path / "none.jsonl"), workers=0)
     assert (done["rows"], done["rejected"]) == (0, 1)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 
 from seekray.batch.parts import forward_rows
+from seekray.data.sequences.ragged import STEPS
 from seekray.evaluation.rows import known_targets
 from seekray.metrics import quick_metrics
 
@@ -47,12 +48,19 @@ def importances(
     index = done.index[:rows]
     table, targets = table.take(pa.array(index)), targets[torch.from_numpy(index)]
     base = quick_metrics(done.outputs[:rows], targets, schema.task)[metric]
-    falls: dict[str, list[float]] = {f.name: [] for f in schema.features}
+    stepped = [f for f in schema.features if f.kind in STEPS]
+    # Frames of a sound cannot be made as many as other steps of the row.
+    kept = [f.name for f in schema.features if len(stepped) < 2 or f.kind != "audio_frames"]
+    lists = [f.name for f in stepped if f.name in kept] if len(stepped) > 1 else []
+    falls: dict[str, list[float]] = {name: [] for name in kept}
     for repeat in range(repeats):
         order = rng.permutation(rows)
-        for position, name in enumerate(table.column_names):
+        for name in kept:
             # In the single inputs that a row has, only this one is another row's.
-            shuffled = table.set_column(position, name, table.column(name).take(pa.array(order)))
+            other = table.column(name).take(pa.array(order))
+            if name in lists:
+                other = _as_long(other, [table.column(n) for n in lists])
+            shuffled = table.set_column(table.column_names.index(name), name, other)
             outputs = predictor.forward(predictor.prepare(shuffled))
             falls[name].append(base - quick_metrics(outputs, targets, schema.task)[metric])
         if time.monotonic() - began > seconds * (repeat + 1) / (repeat + 2):
@@ -69,3 +77,12 @@ def importances(
         for name, values in falls.items()
     ]
     return sorted(found, key=lambda f: -f["mean"])
+
+
+def _as_long(column: Any, lists: list[Any]) -> pa.Array:
+    """Lists or texts, cut or repeated to as many steps as each row has in `lists`, which go step by step together."""
+    found = []
+    for value, row in zip(column.to_pylist(), zip(*(c.to_pylist() for c in lists), strict=True), strict=True):
+        steps = max(len(own or ()) for own in row)
+        found.append((value * -(-steps // len(value)))[:steps] if value else value)
+    return pa.array(found, column.type)

@@ -16,7 +16,7 @@ from training_kit import Listen, run_here
 from seekray.checkpoint import Checkpoints, load_initial
 from seekray.config import Experiment
 from seekray.data.text.passages import IGNORED
-from seekray.errors import ConfigError, DataError
+from seekray.errors import ConfigError, DataError, UserError
 from seekray.evaluation import evaluate, read
 from seekray.generator import Generator, json_rows, load_model, open_model
 from seekray.model_ref import with_base
@@ -139,6 +139,8 @@ class TestMeasures:
         table = read(model, Data(source=str(tmp_path / "a.txt")))
         assert table.to_pydict() == {"q": ["red 1?\n\ngreen, 2?\n"]}
         assert 0 < evaluate(model, table).metrics["bits_per_byte"] < 20
+        with pytest.raises(UserError, match=r"--by q: .* is measured over all data at once, not in groups"):
+            evaluate(model, table, by=["q"])
 
 
 class TestStartingFromAModel:
