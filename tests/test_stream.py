@@ -18,6 +18,8 @@ from seekray.batch.predict import predict
 from seekray.config import Experiment
 from seekray.data.options import Data
 from seekray.data.prepared import Prepared
+from seekray.data.sequences.framing import framed_source
+from seekray.data.sources import open_source
 from seekray.errors import DataError, UserError
 from seekray.evaluation import as_text, evaluate
 from seekray.importances import importances
@@ -187,9 +189,10 @@ def test_rows_whose_lists_differ_in_length_are_put_aside(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["forecast", "labels"])
 def test_all_local_doors_agree(kind: str, request: pytest.FixtureRequest) -> None:
-    _, _, bundle = request.getfixturevalue(kind)
+    experiment, _, bundle = request.getfixturevalue(kind)
     predictor = Predictor.load(bundle)
-    rows = predictor.sample[:3]
+    long = framed_source(open_source(Data(source=experiment.data.source)), predictor.schema.frame, only_last=False)
+    rows = [{"y": y} for y in long.table(["y"])["y"].to_pylist()[:20]]
     found = verify(local_doors(bundle, one_by_one=True), [*rows, *rows_with_trouble(predictor.schema, rows)])
     assert found["passed"], [d for d in found["doors"] if not d["passed"]]
 

@@ -135,11 +135,11 @@ class FrontApp(Application):
             name, tail = rest[1], "/".join(rest[2:])
             if api == "v1" and not tail:
                 return json_response(await self._model(name))
-            if api == "v1" and tail == "predict":
-                return await self._forward(name, "v1/predict", scope, receive)
+            if api == "v1" and tail in ("predict", "stream"):
+                return await self._forward(name, f"v1/{tail}", scope, receive)
             if api == "v2":
                 return await self._forward(name, "/".join(["v2", *rest]), scope, receive)
-        elif rest[:2] in (["v1", "predict"], ["v2", "models"]):
+        elif rest[:2] in (["v1", "predict"], ["v1", "stream"], ["v2", "models"]):
             # HAProxy has rewritten the path and then found no such model.
             await self._model(api)
         return await super().fallback(path, scope, receive)

@@ -160,6 +160,8 @@ class InferenceProtocol:
     def _count(self, name: str, shape: list[int]) -> int:
         feature = self._features[name]
         expected = [feature.size] if feature.kind == "vector" else []
+        if feature.kind == "sequence" and shape[1:] not in ([], [1]):
+            raise _no_json_list(name)
         if shape[1:] != expected and not (not expected and shape[1:] == [1]):
             form = ["rows", *expected]
             raise DataError(f"input {name!r} has shape {shape}, expected {form}", field=name)
@@ -168,7 +170,7 @@ class InferenceProtocol:
     def _column(self, name: str, values: Array | list[Any], rows: int) -> Any:
         kind = self._features[name].kind
         if kind == "sequence" and not isinstance(values, list):
-            raise DataError(f"input {name!r} takes BYTES, the JSON of each row's list of steps", field=name)
+            raise _no_json_list(name)
         if kind == "sequence":
             return [_json_list(name, value) for value in values]
         if kind == "vector":
@@ -225,10 +227,16 @@ class InferenceProtocol:
         return np.array(answer.predictions, dtype=_DTYPES[datatype]), datatype
 
 
+def _no_json_list(name: str) -> DataError:
+    return DataError(f"input {name!r} takes BYTES of shape [rows], the JSON of each row's list of steps", field=name)
+
+
 def _json_list(name: str, text: object) -> Any:
-    """A row's steps: sequences of different lengths are no tensor, so each travels as JSON."""
+    """A row's steps: sequences of different lengths are no tensor, so each travels as JSON; "" is a missing list."""
+    if not isinstance(text, str):
+        raise _no_json_list(name)
     try:
-        return orjson.loads(text) if isinstance(text, str) and text else None
+        return orjson.loads(text) if text else None
     except orjson.JSONDecodeError as error:
         raise DataError(f"input {name!r} is not JSON: {error}", field=name) from error
 

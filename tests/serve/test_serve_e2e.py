@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import socket
 import subprocess
@@ -206,3 +207,50 @@ def _rows_by_replica(settings, name: str) -> dict[int, int]:
             if status == 200:
                 found[port] = answer["rows"]
     return found
+
+
+def test_forecasts_and_labels_of_steps_answer_at_every_door(served, tmp_path):
+    """Rows, Open Inference Protocol and steps that come one by one, as a user asks them, beside the Python answers."""
+    from seekray.experiment_file import validate
+    from seekray.predictor import Predictor
+    from seekray.trainer import train
+    from seekray.verify import local_doors, verify
+    from seekray_serve.doors import endpoint_doors
+
+    lines = [f"{who},2026-01-01T{i // 60:02}:{i % 60:02}:00,{math.sin(i / 4 + 9 * who):.6f},{'ud'[i // 12 % 2]}"
+             for who in (0, 1) for i in range(80)]  # fmt: skip
+    (tmp_path / "long.csv").write_text("\n".join(["who,when,y,rose", *lines]))
+    sequence = {"time": "when", "id": "who", "columns": ["y"]}
+    common = {"family": "rec", "model": {"hidden_size": 8}, "training": {"epochs": 1}, "resources": {"workers": 0}}
+    data = {"source": str(tmp_path / "long.csv")}
+    wave = {"target": "y", "sequence": sequence | {"history": 8, "horizon": 3}, "split": {"kind": "time", "by": "when"}}
+    rose = {"target": "rose", "sequence": sequence, "split": {"kind": "random", "test": 0.5, "validation": 0}}
+    made = {}
+    for name, task, own in (("wave", "forecast", wave), ("rose", "labelling", rose)):
+        given = common | {"name": name, "task": task, "data": data | own, "report": {"importances": False}}
+        made[name] = Path(train(validate(given), read_settings({"SEEKRAY_HOME": str(tmp_path / "home")})).bundle)
+    settings, result = served
+    deploy.up([ModelToServe(name, "1", bundle) for name, bundle in made.items()], settings)
+    values = [round(math.sin(i / 4), 6) for i in range(12)]
+    for name, bundle in made.items():
+        url = f"{result['url']}/{name}"
+        rows = [{"y": values}, {"y": values[:8]}]
+        python = local_doors(bundle)["python"]
+        found = verify({"python": python, **endpoint_doors(url, name)}, rows)
+        assert found["passed"], found
+        expected = Predictor.load(bundle).predict({"y": [values]}).predictions[0]
+        state, labels, answer = None, [], {}
+        for i, value in enumerate(values):
+            path = f"{url}/v1/stream" if i % 2 else f"{result['url']}/v1/models/{name}/stream"
+            status, answer = call(path, {"rows": [{"y": [value]}], "keys": ["p"], "state": state})
+            assert status == 200, answer
+            state = answer["state"]
+            labels += answer["predictions"][0][-1:]
+        assert labels == expected if name == "rose" else answer["predictions"][0] == pytest.approx(expected, abs=1e-6)
+        tensor = {"name": "y", "datatype": "FP64", "shape": [1, 12], "data": values}
+        status, answer = call(f"{url}/v2/models/{name}/infer", {"inputs": [tensor]})
+        assert (status, answer["code"], answer["field"]) == (400, "bad_data", "y")
+        assert "takes BYTES of shape [rows]" in answer["error"]
+    status, answer = call(f"{result['url']}/wave/v1/predict", {"rows": [{"y": values[:5]}]})
+    assert (status, answer["error"]["code"], answer["error"]["field"]) == (400, "bad_data", "y")
+    assert "row 0: fewer steps than the 8 that the forecast looks back on" in answer["error"]["message"]

@@ -22,6 +22,7 @@ def verify_all(reference: str, data: str | None) -> dict[str, Any]:
     A generator is sent the requests that its bundle keeps. Raises UserError, ModelNotFoundError.
     """
     from seekray.data.options import Data
+    from seekray.data.sequences.framing import framed_source
     from seekray.data.sources import open_source
     from seekray.data.values import json_value
     from seekray.errors import UserError
@@ -45,6 +46,7 @@ def verify_all(reference: str, data: str | None) -> dict[str, Any]:
         raise UserError(f"verify of {reference} needs rows: --data FILE", field="data")
     names = [f.name for f in predictor.schema.features]
     source = open_source(Data(source=data).like_training(predictor.info.get("reading")))
+    source = framed_source(source, getattr(predictor.schema, "frame", None), only_last=False)
     known = [n for n in names if n in source.schema.names]
     batch = next(iter(source.batches(known)))
     rows = [{n: json_value(v) for n, v in row.items()} for row in batch.slice(0, ROWS).to_pylist()]

@@ -288,16 +288,16 @@ def framed_rows(table: pa.Table, frame: Mapping[str, Any] | None) -> pa.Table:
 
 
 class FramedSource(TableSource):
-    """A long table's source as one of sequences, for batch prediction: of a forecast, the windows at the end."""
+    """A long table's source as one of sequences: of a forecast the windows at the end, or all."""
 
-    def __init__(self, source: Source, frame: Frame) -> None:
+    def __init__(self, source: Source, frame: Frame, only_last: bool) -> None:
         super().__init__(source.description, source.paths)
-        self._source, self._frame = source, frame
+        self._source, self._frame, self._only_last = source, frame, only_last and bool(frame.horizon)
 
     def _read(self) -> pa.Table:
         frame = self._frame
         names = list(dict.fromkeys([*frame.wanted, *((frame.target,) if frame.horizon else ())]))
-        found = frame_table(self._source.table(names), frame, targets=False, only_last=bool(frame.horizon), skip=True)
+        found = frame_table(self._source.table(names), frame, targets=False, only_last=self._only_last, skip=True)
         # Lines that are no rows, steps that cannot be read, and series without a window: none goes unsaid.
         self.malformed = [*self._source.malformed, *found.rejected, *found.short]
         return found.table
@@ -307,12 +307,12 @@ class FramedSource(TableSource):
         return self._source.bytes
 
 
-def framed_source(source: Source, frame: Mapping[str, Any] | None) -> Source:
-    """`source` itself, or, where it is a long table, framed."""
+def framed_source(source: Source, frame: Mapping[str, Any] | None, *, only_last: bool = True) -> Source:
+    """`source` itself, or, where it is a long table, framed; see `FramedSource`."""
     if frame is None or frame["columns"][0] not in source.schema.names:
         return source
     long = not pa.types.is_nested(source.schema.field(frame["columns"][0]).type)
-    return FramedSource(source, Frame.from_json(frame)) if long else source
+    return FramedSource(source, Frame.from_json(frame), only_last) if long else source
 
 
 def straddling(framed: Framed, parts: Array) -> Array:
