@@ -20,6 +20,26 @@ ASK = (
 )
 
 
+@pytest.mark.parametrize("resources", ["workers=1000", "workers=1, gpus_per_worker=1000"])
+def test_what_this_machine_will_never_have_is_refused_before_a_ray_starts(resources: str) -> None:
+    code = (
+        "import sys\n"
+        "from seekray.cluster import connect\n"
+        "from seekray.config import Resources\n"
+        "from seekray.errors import ResourcesError\n"
+        "from seekray.settings import read_settings\n"
+        "import ray\n"
+        "ray.init = lambda *a, **k: sys.exit('a Ray was started')\n"
+        "try:\n"
+        f"    connect(read_settings({{}}), Resources({resources})).__enter__()\n"
+        "except ResourcesError as error:\n"
+        "    print(error.message)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith("asked: 1") and "on this machine" in done.stdout, done.stderr
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_ray_that_someone_started_on_this_machine_is_left_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from seekray.config import Resources
-from seekray.errors import ClusterError
+from seekray.errors import ClusterError, ResourcesError
 from seekray.ray_environment import STAY_ON_LOOPBACK, private_ray_environment, worker_processes
 from seekray.settings import Settings
 
@@ -57,6 +57,8 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
         if ray.is_initialized():
             yield
             return
+        if place is None and resources:
+            _check_fits(resources)
         try:
             if place is None:
                 ray.init(
@@ -78,6 +80,26 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
             yield
         finally:
             ray.shutdown()
+
+
+def _check_fits(resources: Resources) -> None:
+    """What this machine will never have is refused before a Ray starts on it. Raises ResourcesError."""
+    least, cpus, gpus = resources.span[0], resources.cpus_per_worker or 1, resources.gpus_per_worker or 0
+    cores = os.cpu_count() or 1
+    there, asked = f"{cores} CPU", f"{least} workers of {cpus:g} CPU"
+    enough = least * cpus <= cores
+    if gpus:
+        import torch
+
+        found = torch.cuda.device_count()
+        there, asked = f"{there} and {found} GPU", f"{asked} and {gpus:g} GPU"
+        enough = enough and least * gpus <= found
+    if not enough:
+        raise ResourcesError(
+            f"asked: {asked}; there: {there} on this machine. Lower resources.workers or cpus_per_worker, "
+            "or name a larger cluster with --address",
+            field="resources",
+        )
 
 
 def _keep_token_private() -> None:
