@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import json
 import os
@@ -297,7 +298,11 @@ def test_a_large_file_is_not_read_whole(here: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sampling, "WHOLE_BYTES", size // 4)
     monkeypatch.setattr(sampling, "HEAD_BYTES", size // 8)
     monkeypatch.setattr(plan, "EXACT_BYTES", size // 4)
-    monkeypatch.setattr(plan.Experiment, "prepare", lambda self: pytest.fail("read whole"))
+    prepare_it = plan.Experiment.prepare
+    monkeypatch.setattr(
+        plan.Experiment, "prepare",
+        lambda self: pytest.fail("read whole") if self.data.source == "large.csv" else prepare_it(self),
+    )  # fmt: skip
     found = inspect.dry_run(flowers(data={"source": "large.csv"}))
     assert found["data"]["estimated"]
     assert found["data"]["rows"] == pytest.approx(rows, rel=0.05)
@@ -306,7 +311,62 @@ def test_a_large_file_is_not_read_whole(here: Path, monkeypatch: pytest.MonkeyPa
     assert found["model"]["parameters"] > 1000
     text = inspect.dry_run_text(found)
     assert "about" in text
-    assert "counted from its first" in text
+    assert "estimated from its first" in text
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_the_dry_run_of_a_generator(here: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    if large:
+        monkeypatch.setattr(plan, "OWN_EXACT_BYTES", 100)
+    given = {"name": "g", "family": "gen", "task": "rows", "data": {"source": "houses.csv"}, "resources": {"workers": 0}}
+    found = inspect.dry_run(validate(given | {"training": {"epochs": 1}}))
+    assert found["refused"] == []
+    assert found["data"]["estimated"] == large
+    assert found["data"]["rows"] == ROWS
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "table", "labels", "packed"])
+def test_a_large_text_is_estimated_from_its_beginning(here: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Beside what a whole look finds: windows, steps and, with a vocabulary that the beginning fills, parameters."""
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(["red", "green", "sea", "and", "of", "stone"], 12)) for _ in range(4000)]
+    data: dict[str, Any] = {"source": "big.txt", "text": {"tokenizer": "bpe", "tokenize": "ray"}, "split": {"kind": "last"}}
+    task = "pretrain"
+    if kind == "file":
+        (here / "big.txt").write_text("\n".join(lines))
+    elif kind == "packed":
+        (here / "big.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+        data["source"] = "big.txt.gz"
+    elif kind == "folder":
+        (here / "big").mkdir()
+        for i in range(40):
+            (here / "big" / f"{i}.txt").write_text("\n".join(lines[i * 100 : (i + 1) * 100]))
+        data |= {"source": "big", "split": {"kind": "random"}}
+    else:
+        rows = [json.dumps({"text": line, "y": "ab"[i % 2]}) for i, line in enumerate(lines)]
+        (here / "big.jsonl").write_text("\n".join(rows))
+        data |= {"source": "big.jsonl", "split": {"kind": "random"}}
+        if kind == "labels":
+            data, task = data | {"target": "y"}, "classify"
+    model = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "context_length": 32, "vocab_size": 300}
+    given = {"name": "t", "family": "lm", "task": task, "data": data, "model": model, "resources": {"workers": 1}}
+    experiment = validate(given | {"training": {"epochs": 2, "batch_size": 16}})
+    whole = inspect.dry_run(experiment)
+    assert not whole["data"]["estimated"]
+    size = (here / data["source"]).stat().st_size if kind != "folder" else 250_000
+    monkeypatch.setattr(plan, "OWN_EXACT_BYTES", size // 4)
+    monkeypatch.setattr(plan, "HEAD_BYTES", 60_000)
+    found = inspect.dry_run(experiment)
+    assert found["refused"] == whole["refused"] == []
+    assert found["data"]["estimated"]
+    assert found["data"]["rows"] == pytest.approx(whole["data"]["rows"], rel=0.05)
+    for part in ("train", "validation"):
+        assert found["data"][part] == pytest.approx(whole["data"][part], rel=0.05)
+    assert found["training"]["steps"] == pytest.approx(whole["training"]["steps"], rel=0.05)
+    assert found["model"]["parameters"] == whole["model"]["parameters"]
+    text = inspect.dry_run_text(found)
+    assert "all of it is estimated from its first" in text
+    assert ("training windows" in text) == (kind != "labels")
 
 
 @pytest.mark.parametrize(

@@ -8,35 +8,34 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from seekray.config import Experiment
-from seekray.data import split as splits
-from seekray.data.columns import as_columns
-from seekray.data.options import Data
-from seekray.data.parse import Rejects
 from seekray.data.prepared import Prepared
 from seekray.data.schema import Schema
-from seekray.data.sources import open_source
-from seekray.data.tables.fitting import fit
-from seekray.data.tables.prepare import used_columns
 from seekray.errors import SeekrayError
 from seekray.inspect import place
+from seekray.inspect.head import Head, here, prepare_head, source_size
 from seekray.inspect.later import later
-from seekray.inspect.look import bad_rows
-from seekray.inspect.sampling import take_sample
+from seekray.inspect.sampling import WHOLE_BYTES
 from seekray.inspect.texts import count, mib
 from seekray.models import get_family
+from seekray.models.supervised import Supervised
 from seekray.settings import settings
 
 EXACT_BYTES = 16 * 2**20  # a larger source is not read whole
+EXACT_ROWS = 200_000
+OWN_EXACT_BYTES = 2 * 2**20  # the same where a family has a schema of its own
+HEAD_BYTES = 2**20  # what is read then: a tokenizer is trained on it and all of it tokenized in a second
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Read:
-    """What is known of the data. parts: rows of train, validation and test."""
+    """What is known of the data. parts: rows of train, validation and test; unit: what they are where they are no rows.
+
+    prepared: where all of it was read.
+    """
 
     schema: Schema | None
     parts: dict[str, int]
@@ -46,6 +45,8 @@ class Read:
     rejected: int = 0
     prepared: Prepared | None = None
     warnings: tuple[str, ...] = ()
+    unit: str = "row"
+    exact_rows: bool = False
 
 
 def dry_run(experiment: Experiment, *, address: str | None = None) -> dict[str, Any]:
@@ -97,50 +98,43 @@ def _await(future: Future[T], what: str, warnings: list[str]) -> T | None:
 
 
 def _read(experiment: Experiment, refused: list[str]) -> Read:
-    """All rows where they are few, else a sample; what cannot be read goes to `refused`."""
-    data, task = experiment.data, experiment.task
+    """All rows where they are few, else the first ones; what cannot be read goes to `refused`."""
+    data = experiment.data
     nothing = Read(None, {"train": 0, "validation": 0, "test": 0}, 0, False, None)
+    # A family with a schema of its own (tokens, codes) takes longer over its data.
+    own = type(get_family(experiment.family)).schema is not Supervised.schema
     try:
-        source = open_source(data)
-        size = source.bytes
-        if (size is None or size <= EXACT_BYTES) and (source.count() or 0) <= 200_000:
-            prepared = experiment.prepare()
-            train, validation = len(prepared.train), len(prepared.validation)
-            parts = {
-                "train": train,
-                "validation": validation,
-                "test": len(prepared.held_out) if prepared.held_out_name == "test" else 0,
-            }
-            rejected = len({r["row"] for r in prepared.rejected})
-            return Read(prepared.schema, parts, prepared.rows, False, size, rejected, prepared, tuple(prepared.warnings))
-        names = used_columns(data, source.schema.names)
-        sample = take_sample(data, names)
-        bad, first = bad_rows(sample.table, data, task)
-        warnings = [] if sample.whole else [f"the data is large: counted from its first {sample.table.num_rows:,} rows"]
-        table = sample.table
-        if bad:
-            text = f"data: {len(bad)} of {table.num_rows:,} rows looked at cannot be used ({first})"
-            (warnings if data.on_bad_row == "skip" else refused).append(text)
-            table = table.take(pa.array(np.setdiff1d(np.arange(table.num_rows), list(bad))))
-        schema = fit(table, data, task)
-        return Read(schema, _parts(data, sample.rows, table), sample.rows, not sample.whole, size, 0, None, tuple(warnings))
+        size, rows = source_size(data)
+        if (size or 0) > (OWN_EXACT_BYTES if own else EXACT_BYTES) or (rows or 0) > EXACT_ROWS:
+            return _estimated(prepare_head(experiment, HEAD_BYTES if own else WHOLE_BYTES), size)
+        prepared = here(experiment).prepare()
     except SeekrayError as error:
         refused.append(error.message)
         return nothing
     except (pa.ArrowException, OSError) as error:
         refused.append(f"data.source: {data.source} cannot be read: {str(error).splitlines()[0]}")
         return nothing
+    rejected = len({r["row"] for r in prepared.rejected})
+    warnings, unit = tuple(prepared.warnings), getattr(prepared.train, "unit", "row")
+    return Read(prepared.schema, _lengths(prepared), prepared.rows, False, size, rejected, prepared, warnings, unit)
 
 
-def _parts(data: Data, rows: int, table: pa.Table) -> dict[str, int]:
-    """Rows of each part, of a given column by the sample's shares."""
-    if data.split.kind == "column" and data.split.by:
-        keys = splits.split_keys(data.split, as_columns(table)[data.split.by], Rejects(strict=False))
-        shares = {"validation": float(np.mean(keys == splits.VALIDATION)), "test": float(np.mean(keys == splits.TEST))}
-    else:
-        shares = {"validation": data.split.validation, "test": data.split.test}
-    found = {name: round(share * rows) for name, share in shares.items()}
-    return {"train": rows - sum(found.values()), **found}
+def _lengths(prepared: Prepared) -> dict[str, int]:
+    test = len(prepared.held_out) if prepared.held_out_name == "test" else 0
+    return {"train": len(prepared.train), "validation": len(prepared.validation), "test": test}
+
+
+def _estimated(head: Head, size: int | None) -> Read:
+    """What the beginning of the data tells of all of it."""
+    found, times = head.prepared, head.times
+    rows = head.documents or round(found.rows * times)
+    parts = {name: round(length * times) for name, length in _lengths(found).items()}
+    if head.documents is not None:  # the test is kept as texts, not as windows
+        parts["test"] = round(_lengths(found)["test"] * rows / max(1, found.rows))
+    first = count(found.rows, "row") if head.documents is None else mib(head.bytes)
+    warnings = [f"the data is large: all of it is estimated from its first {first}", *found.warnings]
+    unit = getattr(found.train, "unit", "row")
+    return Read(found.schema, parts, rows, True, size, 0, None, tuple(warnings), unit, head.documents is not None)
 
 
 def _data(experiment: Experiment, read: Read) -> dict[str, Any]:
@@ -151,11 +145,14 @@ def _data(experiment: Experiment, read: Read) -> dict[str, Any]:
         for feature in schema.features:
             kinds[feature.kind] = kinds.get(feature.kind, 0) + 1
         names = [f.name for f in schema.features if f.kind == "categorical"]
-        categorical = dict(zip(names, schema.cardinalities, strict=True))
+        if len(schema.cardinalities) == len(names):  # a generator has codes instead
+            categorical = dict(zip(names, schema.cardinalities, strict=True))
     return {
         "source": experiment.data.source,
         "bytes": read.bytes,
         "rows": read.rows,
+        "exact_rows": read.exact_rows or not read.estimated,
+        "unit": read.unit,
         "estimated": read.estimated,
         **read.parts,
         "rejected": read.rejected,
@@ -184,7 +181,7 @@ def _model(experiment: Experiment, read: Read, refused: list[str]) -> dict[str, 
         refused.append(str(error))
         return None
     parameters = sum(p.numel() for m in modules.values() for p in m.parameters())
-    return {"parameters": parameters, "bytes": 4 * parameters, "modules": sorted(modules)}
+    return {"parameters": parameters, "estimated": read.estimated, "bytes": 4 * parameters, "modules": sorted(modules)}
 
 
 def _steps(experiment: Experiment, read: Read) -> dict[str, Any]:
@@ -216,15 +213,22 @@ def _check_rows(experiment: Experiment, read: Read, refused: list[str]) -> None:
         refused.append("training.early_stopping needs validation rows; the split left none (data.split.validation)")
 
 
+def _named(number: int, part: str, unit: str) -> str:
+    return f"{number:,} {part}" if not unit else count(number, f"{part} {unit}")
+
+
 def dry_run_text(found: Mapping[str, Any]) -> str:
     """For people."""
     data, training, resources = found["data"], found["training"], found["resources"]
     about = "about " if data["estimated"] else ""
+    unit = "" if data["unit"] == "row" else data["unit"]
+    whole = ("" if data["exact_rows"] else "about ") + count(data["rows"], "document" if unit else "row")
     kinds = ", ".join(f"{n} {kind}" for kind, n in data["kinds"].items())
     lines = [
         f"{found['name']}: {found['family']}, {found['task']} (dry run, nothing is started)",
-        f"data       {data['source']}: {about}{count(data['rows'], 'row')}; {data['train']:,} training, "
-        f"{data['validation']:,} validation, {data['test']:,} test"
+        f"data       {data['source']}: {whole}; "
+        f"{_named(data['train'], 'training', unit)}, "
+        f"{_named(data['validation'], 'validation', unit)}, {_named(data['test'], 'test', unit and 'text')}"
         + (f", {data['rejected']:,} rejected" if data["rejected"] else ""),
     ]
     if data["features"]:
@@ -232,10 +236,10 @@ def dry_run_text(found: Mapping[str, Any]) -> str:
         more = f"; categories: {sizes}{', …' if len(data['categorical']) > 6 else ''}" if sizes else ""
         lines.append(f"features   {count(data['features'], 'column')} ({kinds}) → {data['dense_size']:,} numbers{more}")
     if found["model"]:
-        lines.append(f"model      {count(found['model']['parameters'], 'parameter')} ({mib(found['model']['bytes'])})")
+        lines.append(f"model      {about}{count(found['model']['parameters'], 'parameter')} ({mib(found['model']['bytes'])})")
     until = " at most (early stopping)" if training["early_stopping"] else ""
     lines.append(
-        f"training   {about}{count(training['steps'], 'step')} of {training['batch_size']} rows, "
+        f"training   {about}{count(training['steps'], 'step')} of {training['batch_size']} {data['unit']}s, "
         f"{count(training['epochs'], 'epoch')}{until}"
     )
     there = resources["there"]

@@ -35,6 +35,8 @@ class TokenStream:
     number of windows whose targets cover the stream once, the last of them maybe shorter.
     """
 
+    unit = "window"
+
     def __init__(self, shards: Sequence[Array], context: int, text_bytes: int) -> None:
         self._shards, self.context, self.bytes = list(shards), context, text_bytes
         self._ends = np.cumsum([len(s) for s in self._shards]) if self._shards else np.zeros(0, np.int64)
