@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -77,6 +79,19 @@ def _phrases(folder: Path) -> Path:
     return folder / "phrases.jsonl"
 
 
+def _words(folder: Path) -> Path:
+    """What `examples/words.py` writes, of fewer words and voices."""
+    if shutil.which("espeak-ng") is None:
+        pytest.skip("espeak-ng is not installed (scripts/install installs it)")
+    script = runpy.run_path(str(ROOT / "examples" / "words.py"))
+    names = script["main"].__globals__
+    names |= {"WORDS": ("yes", "no", "stop"), "VOICES": script["VOICES"][::2], "SPEEDS": ("150",)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["words.py", str(folder / "words.parquet")])
+        script["main"]()
+    return folder / "words.parquet"
+
+
 # Data of the same form for examples whose own a script makes or fetches, or is large.
 STAND_INS: dict[str, Callable[[Path], Path]] = {
     "mnist": _pictures,
@@ -86,6 +101,7 @@ STAND_INS: dict[str, Callable[[Path], Path]] = {
     "lm-lora": _questions,
     "lm-classify": _questions,
     "lm-translate": _phrases,
+    "words": _words,
 }
 
 
