@@ -32,7 +32,7 @@ from typing import Any
 
 from seekray.settings import read_settings
 from seekray_serve import deploy, instance
-from seekray_serve.deploy import ModelToServe
+from seekray_serve.ready import ModelToServe
 
 BUNDLE = "SEEKRAY_BENCH_BUNDLE"
 

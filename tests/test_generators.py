@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from seekray import trainer
 from seekray.batch.predict import predict
 from seekray.cli.doors import verify_all
-from seekray.cli.serve import models_to_serve
+from seekray.cli.serve import curl, models_to_serve
 from seekray.cli.training import next_step
 from seekray.data.options import Data
 from seekray.errors import UserError
@@ -25,6 +26,9 @@ from seekray.settings import settings as here
 from seekray.tracking import registry
 from seekray.tracking.pyfunc import _load_pyfunc
 from seekray.verify import generator_doors, verify
+from seekray_serve.deploy import build
+from seekray_serve.generation import load as load_app
+from seekray_serve.options import Limits
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 200
 
@@ -93,10 +97,21 @@ def test_mlflow_asks_it_row_by_row(trained: Any) -> None:
     assert mlflow.pyfunc.load_model("models:/made/1").predict(requests).equals(straight)
 
 
+def test_it_is_served_by_its_own_application_with_a_line_that_asks_it(trained: Any, tmp_path: Path) -> None:
+    [model] = models_to_serve(["made/1"])
+    application = build([model], tmp_path / "serve.yaml")["applications"][1]
+    assert application["import_path"] == "seekray_serve.generation:build"
+    app = load_app(application["args"]["bundle"], Limits(), name="made", version="1")
+    path, body = model.example()
+    line = shlex.split(curl("http://127.0.0.1:8000", model))
+    assert line[2] == f"http://127.0.0.1:8000/made/{path}"
+    assert json.loads(line[-1]) == body
+    assert f"/{path}" == app.endpoint
+    assert app.example == body
+
+
 def test_where_it_cannot_go_it_says_what_to_do(trained: Any, tmp_path: Path) -> None:
     _, result = trained
-    with pytest.raises(UserError, match="seekray generate"):
-        models_to_serve(["made/1"])
     with pytest.raises(UserError, match="seekray generate"):
         predict(result.bundle, Data(source="sample:wine"), str(tmp_path / "out.csv"))
 

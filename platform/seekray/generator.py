@@ -20,7 +20,7 @@ from seekray.predictor import Predictor
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from seekray.models.texts import Piece
+    from seekray.models.texts import Job, Piece, TextEngine
 
 
 class Generator(LoadedModel):
@@ -51,6 +51,14 @@ class Generator(LoadedModel):
     def stream(self, prompt: str, **request: Any) -> Iterator[str]:
         """The text that follows a prompt, in parts, as it is made: together what `generate` gives. Raises UserError."""
         return (piece.text for piece in self.pieces(**request, prompts=[prompt], n=1) if piece.text)
+
+    def engine(self, rows: int) -> TextEngine:
+        """What makes the texts of many requests together, up to `rows` at a time. Raises UserError."""
+        return self._textual().engine(self.modules, self.schema, rows)
+
+    def jobs(self, **request: Any) -> list[Job]:
+        """The texts of a request, for an engine. Raises UserError."""
+        return self._textual().jobs(self.schema, self.request(request))
 
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Of the token that follows each of T ids, (T, V). Raises UserError."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from seekray_serve.http import RequestError
+from seekray_serve.http import too_busy
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -75,12 +75,7 @@ class Batcher(Generic[Job, Answer]):
         A caller that is cancelled (its client hung up) leaves the queue; its job is not run.
         """
         if 0 <= self._max_queued <= len(self._waiting) and self._busy:
-            raise RequestError(
-                429,
-                "too_busy",
-                f"{len(self._waiting)} requests are waiting already; try again in {self._retry_after_s} s",
-                headers=[(b"retry-after", b"%d" % self._retry_after_s)],
-            )
+            raise too_busy(len(self._waiting), retry_after_s=self._retry_after_s)
         loop = asyncio.get_running_loop()
         waiting = _Waiting[Job, Answer](job, rows, loop.create_future())
         self._waiting.append(waiting)

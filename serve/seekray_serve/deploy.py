@@ -7,15 +7,10 @@ plain `serve deploy` takes; so `up` needs no `import ray`, and what runs is what
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,32 +19,17 @@ from seekray_serve import instance as instances
 from seekray_serve.cluster import Target, find_cluster
 from seekray_serve.dashboard import Dashboard
 from seekray_serve.options import check_options, own_module
+from seekray_serve.ready import FRONT, ModelToServe, import_path, wait
 
 if TYPE_CHECKING:
     from seekray.settings import Settings
 
-IMPORT_PATH = "seekray_serve.prediction:build"
 FRONT_PATH = "seekray_serve.front:build"
-FRONT = "front"
 DEFAULT_HOST, DEFAULT_PORT = instances.LOOPBACK, 8000
 READY_TIMEOUT_S = 180.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 # First segments of the front door's own paths, and its application's name.
 _RESERVED = frozenset(("v1", "v2", "docs", "healthz", FRONT))
-
-
-@dataclass(frozen=True)
-class ModelToServe:
-    """A model's version and the bundle folder that holds it.
-
-    serve_options: the experiment's `serve:` section and more: `autoscaling` {min, max, target},
-    `num_replicas`, `num_cpus`, `num_gpus`, and the fields of `prediction.Limits`.
-    """
-
-    name: str
-    version: str | None
-    bundle_path: str | Path
-    serve_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def up(
@@ -78,7 +58,7 @@ def up(
             if any(not _same(deployed.get(name), app) for name, app in wanted.items()):
                 changed = True
                 target.dashboard.deploy(_config(list(wanted.values()), target.host, target.port))
-            _wait(target, models, timeout_s)
+            wait(target, models, lambda: _describe(target), timeout_s)
             return _status(target)
         except BaseException:  # Ctrl-C too: an `up` that did not come up leaves things as they were
             if fresh:
@@ -154,7 +134,7 @@ def _application(model: ModelToServe) -> dict[str, Any]:
     return {
         "name": model.name,
         "route_prefix": f"/{model.name}",
-        "import_path": IMPORT_PATH,
+        "import_path": import_path(folder),
         "args": {"name": model.name, "version": model.version, "bundle": str(folder), **own_module(folder), **options},
     }
 
@@ -267,71 +247,6 @@ def _status(target: Target) -> dict[str, Any]:
 def _describe(target: Target) -> dict[str, Any]:
     described = target.dashboard.applications()["applications"]
     return {name: described[name] for name in _ours(described)}
-
-
-def _wait(target: Target, models: Sequence[ModelToServe], timeout_s: float) -> None:
-    """Until Serve says that all runs and each model has answered through the public address.
-
-    Both: Serve is ready before its HAProxy knows the route, and during a rolling update the old
-    version answers too.
-    """
-    deadline = time.monotonic() + timeout_s
-    waiting = {model.name: model for model in models}
-    reason = "nothing answered yet"
-    while True:
-        apps = _describe(target)
-        for name, app in apps.items():
-            if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY") and (name in waiting or name == FRONT):
-                raise ClusterError(f"{name!r} does not start: {_last_line(app)}")
-        running = {name for name, app in apps.items() if app["status"] == "RUNNING"}
-        for name in sorted(running & waiting.keys()):
-            if why := _probe(target, waiting[name]):
-                reason = why
-            else:
-                del waiting[name]
-        if not waiting and FRONT in running and not (why := _get(f"{target.url}/healthz")):
-            return
-        if time.monotonic() > deadline:
-            names = ", ".join(sorted(waiting)) or FRONT
-            raise ClusterError(f"{names} did not answer within {timeout_s:.0f} s: {reason}")
-        time.sleep(0.1)
-
-
-def _last_line(app: Mapping[str, Any]) -> str:
-    messages = [app.get("message") or "", *(d.get("message") or "" for d in app["deployments"].values())]
-    lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "Ray gave no reason"
-
-
-def _probe(target: Target, model: ModelToServe) -> str | None:
-    """Why a real prediction did not pass, None when it did."""
-    base = f"{target.url}/{model.name}"
-    try:
-        rows = json.loads((Path(model.bundle_path) / "sample.json").read_text())["rows"][:1]
-        body = json.dumps({"rows": rows}).encode()
-        answer = json.loads(_open(f"{base}/v1/predict", body))
-    except urllib.error.HTTPError as error:
-        return f"{error.code} {error.read().decode(errors='replace')[:300]}"
-    except (OSError, ValueError) as error:
-        return str(error)
-    if answer["version"] != model.version:
-        return f"version {answer['version']} still answers"
-    return None
-
-
-def _get(url: str) -> str | None:
-    try:
-        _open(url, None)
-    except OSError as error:
-        return str(error)
-    return None
-
-
-def _open(url: str, body: bytes | None) -> bytes:
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=10) as answer:
-        return bytes(answer.read())
 
 
 def _state(home: Path) -> Path:

@@ -17,16 +17,22 @@ import orjson
 
 from seekray_serve.http import (
     HTML,
+    OPENAI_PATHS,
     Application,
     Headers,
     Receive,
     RequestError,
     Response,
     Scope,
+    header,
     json_response,
+    parse_json,
     read_body,
+    require_json,
+    route_path,
 )
-from seekray_serve.openapi import STYLE
+from seekray_serve.openapi import STYLE, listed
+from seekray_serve.streaming import EVENTS, EventStream, unless_gone
 
 if TYPE_CHECKING:
     import aiohttp
@@ -52,6 +58,8 @@ class FrontApp(Application):
         self.add("GET", "/docs", self.playground)
         self.add("GET", "/healthz", self.health)
         self.add("GET", "/v1/models", self.models)
+        for path in OPENAI_PATHS:
+            self.add("POST", path, self.openai)
         self.add("GET", "/v2", self.server)
         self.add("GET", "/v2/health/live", self.live)
         self.add("GET", "/v2/health/ready", self.ready)
@@ -99,12 +107,34 @@ class FrontApp(Application):
     async def models(self, scope: Scope, receive: Receive) -> Response:
         """The catalogue; `data` in the form that OpenAI's clients list."""
         found = await self.catalogue()
-        data = [{"id": model["name"], "object": "model", "owned_by": "seekray"} for model in found]
+        data = [listed(model["name"]) for model in found]
         return json_response({"object": "list", "data": data, "models": found})
 
     async def health(self, scope: Scope, receive: Receive) -> Response:
         """The front door answers; which models do is in the catalogue."""
         return json_response({"status": "ok"})
+
+    async def openai(self, scope: Scope, receive: Receive) -> Response:
+        """OpenAI's paths, where the model's name is in the body: forwarded, and a stream as it comes."""
+        body = await read_body(scope, receive, self._max_body_bytes)
+        require_json(scope)
+        given = parse_json(body)
+        name = given.get("model") if isinstance(given, dict) else None
+        if not isinstance(name, str):
+            raise RequestError(400, "bad_input", "no model given; expected the name of a served model", field="model")
+        model = await self._model(name)
+        headers = {"content-type": "application/json"}
+        if (accept := header(scope, b"accept")) is not None:
+            headers["accept"] = accept.decode("latin-1")
+        path = route_path(scope)
+        return await unless_gone(receive, self._relayed(f"{model['path']}{path}", body, headers, receive))
+
+    async def _relayed(self, path: str, body: bytes, headers: Mapping[str, str], receive: Receive) -> Response:
+        answer = await self._ask("POST", path, body, headers)
+        if answer.content_type == EVENTS.decode():
+            return EventStream(answer.content.iter_any(), receive, answer.close, path)
+        async with answer:
+            return _returned(answer.status, answer.headers, await answer.read())
 
     async def server(self, scope: Scope, receive: Receive) -> Response:
         """Open Inference Protocol's server metadata."""
@@ -134,12 +164,12 @@ class FrontApp(Application):
         if rest[:1] == ["models"] and len(rest) > 1 and rest[1]:
             name, tail = rest[1], "/".join(rest[2:])
             if api == "v1" and not tail:
-                return json_response(await self._model(name))
-            if api == "v1" and tail in ("predict", "stream"):
+                return json_response({**listed(name), **await self._model(name)})
+            if api == "v1" and tail in ("predict", "stream", "generate"):
                 return await self._forward(name, f"v1/{tail}", scope, receive)
             if api == "v2":
                 return await self._forward(name, "/".join(["v2", *rest]), scope, receive)
-        elif rest[:2] in (["v1", "predict"], ["v1", "stream"], ["v2", "models"]):
+        elif rest[:2] in (["v1", "predict"], ["v1", "stream"], ["v1", "generate"], ["v2", "models"]):
             # HAProxy has rewritten the path and then found no such model.
             await self._model(api)
         return await super().fallback(path, scope, receive)
@@ -157,23 +187,33 @@ class FrontApp(Application):
         model = await self._model(name)
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k in _FORWARDED}
         status, returned, answer = await self._fetch(scope["method"], f"{model['path']}/{path}", body, headers)
-        content_type = returned.get("content-type", "application/json").encode("latin-1")
-        kept: Headers = [(key.encode(), returned[key].encode("latin-1")) for key in _RETURNED[1:] if key in returned]
-        return Response(answer, status, content_type, kept)
+        return _returned(status, returned, answer)
 
     async def _fetch(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> tuple[int, Mapping[str, str], bytes]:
+        async with await self._ask(method, path, body, headers) as answer:
+            return answer.status, answer.headers, await answer.read()
+
+    async def _ask(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> aiohttp.ClientResponse:
         import aiohttp
 
         if self._session is None:
             await self.startup()
         assert self._session is not None
         try:
-            async with self._session.request(method, self._url + path, data=body or None, headers=headers) as answer:
-                return answer.status, answer.headers, await answer.read()
+            return await self._session.request(method, self._url + path, data=body or None, headers=headers)
         except aiohttp.ClientError as error:
             raise RequestError(503, "unavailable", f"the ingress does not answer: {error}") from error
+
+
+def _returned(status: int, headers: Mapping[str, str], body: bytes) -> Response:
+    """An answer of the ingress as our own."""
+    content_type = headers.get("content-type", "application/json").encode("latin-1")
+    kept: Headers = [(key.encode(), headers[key].encode("latin-1")) for key in _RETURNED[1:] if key in headers]
+    return Response(body, status, content_type, kept)
 
 
 def _plain(scope: Scope) -> Headers:
@@ -210,14 +250,15 @@ _PAGE = (
 <h1>seekray</h1><p><a href="/v1/models">Catalogue</a> · <a href="/v2">Open Inference Protocol</a></p>
 <p><label>Model <select id="model"></select></label> <a id="docs" href="#">documentation</a></p>
 <textarea id="body" spellcheck="false" aria-label="request"></textarea>
-<p><button id="send">Predict</button></p><pre id="answer" aria-live="polite"></pre>
+<p><button id="send">Send</button></p><pre id="answer" aria-live="polite"></pre>
 <script>
 const $ = id => document.getElementById(id); let models = [];
 const show = () => { const m = models[$("model").selectedIndex]; if (!m) return;
   $("body").value = JSON.stringify(m.example, null, 1); $("docs").href = m.path + "/docs"; };
 $("model").onchange = show;
 $("send").onclick = async () => {
-  const r = await fetch("/v1/models/" + encodeURIComponent($("model").value) + "/predict",
+  const m = models[$("model").selectedIndex];
+  const r = await fetch(m.path + m.endpoint,
     {method: "POST", headers: {"content-type": "application/json"}, body: $("body").value});
   const text = await r.text();
   try { $("answer").textContent = r.status + "\\n" + JSON.stringify(JSON.parse(text), null, 1); }

@@ -27,7 +27,7 @@ PUBLIC_HOST = "SEEKRAY_PUBLIC_HOST"
 _FRONT_DOOR = r"""
     # seekray: no access log; the front door's paths are the models' own
     no log
-    http-request replace-path ^/v1/models/([^/]+)/(predict|stream)$ /\1/v1/\2
+    http-request replace-path ^/v1/models/([^/]+)/(predict|stream|generate)$ /\1/v1/\2
     http-request replace-path ^/v2/models/([^/]+)(/.*)?$ /\1/v2/models/\1\2"""
 
 _UNAVAILABLE = (

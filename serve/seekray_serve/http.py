@@ -26,6 +26,8 @@ logger = logging.getLogger("seekray.serve")
 
 JSON = b"application/json"
 HTML = b"text/html; charset=utf-8"
+# Where OpenAI's clients read errors, and look for a message, a type and a parameter.
+OPENAI_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/images/generations")
 
 
 class RequestError(UserError):
@@ -88,13 +90,20 @@ def error_response(error: Exception, path: str = "") -> Response:
     """`{"error": {code, message, field}}` with the error's own status; a bug is a 500 without details.
 
     Open Inference Protocol's clients expect a string: below `/v2`, and below `/{model}/v2` where HAProxy made that of
-    the front door's path and found no such model, it is `{"error": message, code, field}`.
+    the front door's path and found no such model, it is `{"error": message, code, field}`. On OpenAI's paths it is theirs.
     """
     if not isinstance(error, SeekrayError):
         logger.error("request failed", exc_info=error)
         error = SeekrayError("the server failed on this request; its log says why")
     headers = error.headers if isinstance(error, RequestError) else None
     body: dict[str, object] = dict(error.as_json())
+    if path.endswith(OPENAI_PATHS):
+        kind = {429: "rate_limit_error"}.get(error.http_status, "invalid_request_error")
+        kind = kind if error.http_status < 500 else "server_error"
+        field = error.field
+        if field == "prompts":  # what our generators call it
+            field = "messages" if "/chat/" in path else "prompt"
+        body = {"error": {"message": error.message, "type": kind, "param": field, "code": error.code}}
     if path.startswith("/v2") or "/v2/models/" in path:
         body = {"error": error.message, "code": error.code, "field": error.field}
     return Response(orjson.dumps(body), error.http_status, headers=headers)
@@ -268,6 +277,16 @@ class Application:
 def not_found(path: str) -> RequestError:
     """The 404 of a path."""
     return RequestError(404, "not_found", f"there is nothing at {path!r}; /docs lists what there is")
+
+
+def too_busy(waiting: int, what: str = "requests", retry_after_s: int = 1) -> RequestError:
+    """The 429 of a full queue."""
+    return RequestError(
+        429,
+        "too_busy",
+        f"{waiting} {what} are waiting already; try again in {retry_after_s} s",
+        headers=[(b"retry-after", b"%d" % retry_after_s)],
+    )
 
 
 def method_not_allowed(method: str, path: str, methods: dict[str, Handler]) -> RequestError:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from seekray.loaded import LoadedModel
     from seekray.predictor import Predictor
 
 _TYPES: dict[str, dict[str, Any]] = {
@@ -33,6 +34,32 @@ _TYPES: dict[str, dict[str, Any]] = {
 }
 
 
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def typed_object(properties: dict[str, Any]) -> dict[str, Any]:
+    """An object that has all of these."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def content(name: str, example: Any = None) -> dict[str, Any]:
+    """JSON of a schema's name."""
+    media: dict[str, Any] = {"schema": _ref(name)}
+    if example is not None:
+        media["example"] = example
+    return {"application/json": media}
+
+
+ERROR = typed_object({"error": typed_object({
+    "code": {"type": "string"}, "message": {"type": "string"}, "field": {"type": ["string", "null"]},
+})})  # fmt: skip
+WRONG = {
+    "4XX": {"description": "the request is wrong", "content": content("Error")},
+    "429": {"description": "too many requests wait; see Retry-After", "content": content("Error")},
+}
+
+
 def example_row(predictor: Predictor) -> dict[str, Any]:
     """A row that the model can answer: held out at training, else made of the features' examples."""
     if predictor.sample:
@@ -51,8 +78,14 @@ def describe(predictor: Predictor) -> dict[str, Any]:
             for feature in predictor.schema.features
         ],
         "classes": predictor.schema.classes,
+        "endpoint": "/v1/predict",
         "example": {"rows": [example_row(predictor)]},
     }
+
+
+def listed(name: str) -> dict[str, Any]:
+    """A model in the form that OpenAI's clients list."""
+    return {"id": name, "object": "model", "created": 0, "owned_by": "seekray"}
 
 
 def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str = "") -> dict[str, Any]:
@@ -74,11 +107,11 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
         "Row": {"type": "object", "properties": features, "required": names, "additionalProperties": False},
         "Request": {
             "oneOf": [
-                _object({"rows": {"type": "array", "minItems": 1, "items": _ref("Row")}}),
-                _object({"columns": _object({name: {"type": "array", "items": features[name]} for name in names})}),
+                typed_object({"rows": {"type": "array", "minItems": 1, "items": _ref("Row")}}),
+                typed_object({"columns": typed_object({name: {"type": "array", "items": features[name]} for name in names})}),
             ]
         },
-        "Answer": _object(
+        "Answer": typed_object(
             {
                 "predictions": {"type": "array", "items": value},
                 "probabilities": {
@@ -89,17 +122,6 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
                 "version": {"type": ["string", "null"]},
             }
         ),
-        "Error": _object(
-            {
-                "error": _object(
-                    {
-                        "code": {"type": "string"},
-                        "message": {"type": "string"},
-                        "field": {"type": ["string", "null"]},
-                    }
-                )
-            }
-        ),
     }
     documented: dict[str, Any] = {}
     for method, path in paths:
@@ -108,55 +130,56 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
             example = {"rows": [example_row(predictor)]}
             operation = {
                 "summary": f"Predict with {predictor.name}",
-                "requestBody": {"required": True, "content": _content("Request", example)},
-                "responses": {
-                    "200": {"description": "an answer for each row", "content": _content("Answer")},
-                    "4XX": {"description": "the request is wrong", "content": _content("Error")},
-                    "429": {"description": "too many requests wait; see Retry-After", "content": _content("Error")},
-                },
+                "requestBody": {"required": True, "content": content("Request", example)},
+                "responses": {"200": {"description": "an answer for each row", "content": content("Answer")}, **WRONG},
             }
         documented.setdefault(path, {})[method.lower()] = operation
+    return whole_document(predictor, documented, schemas, prefix)
+
+
+def whole_document(model: LoadedModel, paths: dict[str, Any], schemas: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The document of a model whose operations and schemas are these."""
     return {
         "openapi": "3.1.0",
-        "info": {"title": predictor.name, "version": str(predictor.version or "0")},
+        "info": {"title": model.name, "version": str(model.version or "0")},
         "servers": [{"url": prefix or "/"}],
-        "paths": documented,
-        "components": {"schemas": schemas},
+        "paths": paths,
+        "components": {"schemas": {**schemas, "Error": ERROR}},
     }
 
 
 def page(predictor: Predictor, prefix: str = "") -> bytes:
     """The documentation page: features, the request to try, and the same as a curl line."""
-    example = json.dumps({"rows": [example_row(predictor)]}, indent=1)
-    rows = "".join(
-        f"<tr><td><code>{html.escape(feature.name)}</code><td>{html.escape(feature.kind)}"
-        f"<td><code>{html.escape(json.dumps(feature.example))}</code>"
-        for feature in predictor.schema.features
+    example = {"rows": [example_row(predictor)]}
+    features = [(f.name, f.kind, json.dumps(f.example)) for f in predictor.schema.features]
+    also = f'<a href="{html.escape(prefix, quote=True)}/v2">Open Inference Protocol</a>'
+    return whole_page(predictor, "/v1/predict", example, ("Features", "name", "kind", "example"), features, prefix, also)
+
+
+def whole_page(
+    model: LoadedModel,
+    endpoint: str,
+    example: dict[str, Any],
+    names: tuple[str, str, str, str],
+    rows: Sequence[tuple[str, str, str]],
+    prefix: str,
+    also: str = "",
+) -> bytes:
+    """A page with a request to try, and under it a table with a title and three columns."""
+    lines = "".join(
+        f"<tr><td><code>{html.escape(a)}</code><td>{html.escape(b)}<td><code>{html.escape(c)}</code>" for a, b, c in rows
     )
-    title = html.escape(f"{predictor.name} {predictor.version or ''}".strip())
+    title, first, second, third = (html.escape(name) for name in names)
     return (
-        _PAGE.replace("{{title}}", title)
-        .replace("{{task}}", html.escape(predictor.task))
-        .replace("{{rows}}", rows)
+        _PAGE.replace("{{title}}", html.escape(f"{model.name} {model.version or ''}".strip()))
+        .replace("{{task}}", html.escape(model.task))
+        .replace("{{also}}", also)
+        .replace("{{path}}", html.escape(prefix + endpoint, quote=True))
+        .replace("{{table}}", f"<h2>{title}</h2><table><tr><th>{first}<th>{second}<th>{third}{lines}</table>")
         .replace("{{prefix}}", html.escape(prefix, quote=True))
-        .replace("{{example}}", html.escape(example))
+        .replace("{{example}}", html.escape(json.dumps(example, indent=1)))
         .encode()
     )
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def _content(name: str, example: Any = None) -> dict[str, Any]:
-    media: dict[str, Any] = {"schema": _ref(name)}
-    if example is not None:
-        media["example"] = example
-    return {"application/json": media}
 
 
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
@@ -168,15 +191,14 @@ _PAGE = (
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><style>"""
     + STYLE
     + """</style>
-<h1>{{title}}</h1><p>{{task}} · <a href="{{prefix}}/openapi.json">OpenAPI</a> ·
-<a href="{{prefix}}/v2">Open Inference Protocol</a></p>
-<h2>POST <code>{{prefix}}/v1/predict</code></h2>
+<h1>{{title}}</h1><p>{{task}} · <a href="{{prefix}}/openapi.json">OpenAPI</a> {{also}}</p>
+<h2>POST <code>{{path}}</code></h2>
 <textarea id="body" spellcheck="false" aria-label="request">{{example}}</textarea>
 <p><button id="send">Send</button> <button id="curl">Show as curl</button></p><pre id="answer" aria-live="polite"></pre>
-<h2>Features</h2><table><tr><th>name<th>kind<th>example{{rows}}</table>
+{{table}}
 <script>
 const body = document.getElementById("body"), answer = document.getElementById("answer");
-const url = location.origin + "{{prefix}}/v1/predict";
+const url = location.origin + "{{path}}";
 document.getElementById("send").onclick = async () => {
   const r = await fetch(url, {method: "POST", headers: {"content-type": "application/json"}, body: body.value});
   const text = await r.text();

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,18 +28,14 @@ from seekray_serve.http import (
 )
 from seekray_serve.inference_protocol import LENGTH_HEADER, InferenceProtocol
 from seekray_serve.model import BatchModel
-from seekray_serve.options import Limits, autoscaling, check_options
-from seekray_serve.options import limits as limits_of
+from seekray_serve.options import Limits
+from seekray_serve.replica import deployed
 from seekray_serve.rows import Answer, Job, RowReader
 
 if TYPE_CHECKING:
     from ray.serve import Application as ServeApplication
 
     from seekray.predictor import Predictor
-
-
-# A fraction, so that training and serving share a laptop; it limits scheduling, not speed.
-DEFAULT_CPUS = 0.1
 
 
 class PredictionApp(Application):
@@ -180,53 +175,16 @@ class PredictionApp(Application):
         return answer
 
 
+def load(bundle: str, limits: Limits, *, name: str, version: str | None) -> PredictionApp:
+    """The application of a bundle folder."""
+    from seekray.predictor import Predictor
+
+    return PredictionApp(Predictor.load(bundle, name=name, version=version), limits)
+
+
 def build(args: Mapping[str, Any]) -> ServeApplication:
     """The Serve application of one model, for `serve deploy` (`import_path: seekray_serve.prediction:build`).
 
-    args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally `modules`
-    (a folder with the module of the user's own family), `num_cpus`, `num_gpus`, `num_replicas`,
-    `autoscaling` {min, max, target}, and the fields of `Limits`.
+    args: see `replica.deployed`.
     """
-    from ray import serve
-
-    options = dict(args)
-    name, version, bundle = options.pop("name"), options.pop("version", None), options.pop("bundle")
-    modules = options.pop("modules", None)
-    check_options(options)
-    limits = limits_of(options)
-    num_cpus = options.get("num_cpus", DEFAULT_CPUS)
-
-    class Prediction:
-        """A replica: a predictor and its ASGI application."""
-
-        def __init__(self) -> None:
-            import torch
-
-            from seekray.predictor import Predictor
-
-            if modules:
-                sys.path.append(modules)
-            # More threads than the share that was asked for would only take turns.
-            torch.set_num_threads(max(1, int(num_cpus)))
-            predictor = Predictor.load(bundle, name=name, version=version)
-            self.application = PredictionApp(predictor, limits)
-
-        def __serve_build_asgi_app__(self) -> PredictionApp:
-            return self.application
-
-    deployment: dict[str, Any] = {
-        "name": "model",
-        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": options.get("num_gpus", 0)},
-        # The batcher is the queue, and answers 429 in the house's form; Serve's own gate is open.
-        "max_ongoing_requests": 100_000,
-        "max_queued_requests": -1,
-        # A new version is up before the old one leaves.
-        "max_surge_percent": 100,
-        "graceful_shutdown_wait_loop_s": 0.2,
-        "health_check_period_s": 5,
-    }
-    if scaling := options.get("autoscaling"):
-        deployment["autoscaling_config"] = autoscaling(scaling)
-    else:
-        deployment["num_replicas"] = options.get("num_replicas") or 1
-    return serve.deployment(**deployment)(serve.ingress()(Prediction)).bind()
+    return deployed(args, load)

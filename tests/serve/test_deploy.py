@@ -20,7 +20,7 @@ import yaml
 from seekray.errors import UserError
 from seekray.settings import read_settings
 from seekray_serve import deploy, instance
-from seekray_serve.deploy import ModelToServe
+from seekray_serve.ready import ModelToServe
 
 
 @pytest.fixture

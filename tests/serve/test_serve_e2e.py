@@ -17,12 +17,13 @@ import pytest
 
 pytest.importorskip("ray.serve")
 
+from small_lm import write_bundle
 from tests.serving import Load, call, free_port, listening, sample
 
 from seekray.errors import ClusterError
 from seekray.settings import read_settings
 from seekray_serve import deploy, instance
-from seekray_serve.deploy import ModelToServe
+from seekray_serve.ready import ModelToServe
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -31,7 +32,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 def served(bundles, tmp_path_factory):
     """Both models on one instance, for the whole module."""
     settings = read_settings({"SEEKRAY_HOME": str(tmp_path_factory.mktemp("serve"))})
-    models = [ModelToServe("digits", "1", bundles["digits1"]), ModelToServe("wine", "2", bundles["wine"])]
+    chat = write_bundle(tmp_path_factory.mktemp("lm"), context_length=1024)
+    models = [
+        ModelToServe("digits", "1", bundles["digits1"]),
+        ModelToServe("wine", "2", bundles["wine"]),
+        ModelToServe("chat", "1", chat),
+    ]
     result = deploy.up(models, settings, port=free_port())
     yield settings, result
     deploy.down(settings)
@@ -41,7 +47,7 @@ def test_two_models_answer_at_both_doors(served, bundles):
     _, result = served
     url = result["url"]
     by_name = {model["name"]: model for model in result["models"]}
-    assert by_name.keys() == {"digits", "wine"}
+    assert by_name.keys() == {"digits", "wine", "chat"}
     for name, version, bundle in (("digits", "1", "digits1"), ("wine", "2", "wine")):
         model = by_name[name]
         assert (model["version"], model["state"], model["replicas"]) == (version, "running", 1)
@@ -54,7 +60,7 @@ def test_two_models_answer_at_both_doors(served, bundles):
         assert document["servers"] == [{"url": f"/{name}"}]
         assert call(f"{url}/v1/models/{name}")[1]["version"] == version
     status, catalogue = call(f"{url}/v1/models")
-    assert [model["name"] for model in catalogue["models"]] == ["digits", "wine"]
+    assert [model["name"] for model in catalogue["models"]] == ["chat", "digits", "wine"]
     assert b"<html" in call(f"{url}/")[1]
     for path in ("/v1/models/beer", "/beer/v1/predict", "/v1/models/beer/predict", "/nothing"):
         status, answer = call(url + path)
@@ -90,6 +96,35 @@ def test_tritons_client_unchanged(served, bundles, prefix):
         client.infer("wine", inputs[:1])
     with pytest.raises(triton.InferenceServerException, match="beer"):
         client.infer("beer", inputs)
+
+
+@pytest.mark.parametrize("prefix", ["", "/chat"])
+def test_openais_client_unchanged(served, prefix):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{served[1]['url']}{prefix}/v1", api_key="none", max_retries=0)
+    assert "chat" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("chat").id == "chat"
+    request = {"model": "chat", "prompt": "abc", "seed": 3, "max_tokens": 300, "extra_body": {"min_tokens": 300}}
+    whole = client.completions.create(**request)
+    assert (whole.choices[0].finish_reason, whole.usage.completion_tokens) == ("length", 300)
+    start = time.monotonic()
+    events = [(time.monotonic() - start, event.choices[0].text) for event in client.completions.create(**request, stream=True)]
+    assert "".join(text for _, text in events) == whole.choices[0].text
+    assert events[0][0] < events[-1][0] / 2  # sent as they are made, through the proxies too
+    with pytest.raises(openai.BadRequestError, match="no chat template"):
+        client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "hi"}])
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.completions.create(model="beer", prompt="a")
+    assert raised.value.body["param"] == "model"
+    # A stream that nobody reads is no longer made.
+    stream = client.completions.create(**request | {"n": 16, "max_tokens": 900, "extra_body": {"min_tokens": 900}}, stream=True)
+    next(iter(stream))
+    stream.close()
+    health, deadline = f"{served[1]['url']}/chat/healthz", time.monotonic() + 5
+    before = call(health)[1]["tokens"]
+    while (load := call(health)[1])["running"]:
+        assert time.monotonic() < deadline, load
+    assert load["tokens"] - before < 16 * 450
 
 
 def test_every_http_port_is_on_loopback(served):
@@ -141,7 +176,7 @@ def test_a_rolling_update_and_a_failed_one_lose_no_request(served, bundles, tmp_
         updated = deploy.up([ModelToServe("digits", "5", bundles["digits2"])], settings)
         time.sleep(7)  # the old replica leaves meanwhile
     assert seen.keys() == {"1", "5"}
-    assert [model["version"] for model in updated["models"]] == ["5", "2"]
+    assert [model["version"] for model in updated["models"]] == ["1", "5", "2"]
 
 
 def test_a_client_that_hangs_up_leaves_no_work_behind_the_proxy(served, bundles):

@@ -23,7 +23,7 @@ from seekray.errors import ClusterError
 from seekray.settings import Settings, read_settings
 from seekray_serve import deploy, instance
 from seekray_serve.dashboard import Dashboard
-from seekray_serve.deploy import ModelToServe
+from seekray_serve.ready import ModelToServe
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 

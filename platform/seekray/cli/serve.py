@@ -10,7 +10,7 @@ import typer
 from seekray.cli.common import Address, Json, example, note, out, table
 
 if TYPE_CHECKING:
-    from seekray_serve.deploy import ModelToServe
+    from seekray_serve.ready import ModelToServe
 
 app = typer.Typer(no_args_is_help=True)
 Models = Annotated[list[str], typer.Argument(help="digits@champion, wine/2, models:/…, runs:/ID or bundle folders.")]
@@ -25,7 +25,7 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
     from seekray.errors import UserError
     from seekray.model_ref import resolve
     from seekray.settings import settings
-    from seekray_serve.deploy import ModelToServe
+    from seekray_serve.ready import ModelToServe
 
     found: list[ModelToServe] = []
     for reference in references:
@@ -33,11 +33,6 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
         if model.name in {m.name for m in found}:
             raise UserError(f"{model.name} is named twice; an address serves one version of a model")
         info = json.loads((model.bundle / "bundle.json").read_text())
-        if not info["schema"]["targets"]:
-            raise UserError(
-                f"{reference} predicts nothing, it generates (task {info['task']}), and endpoints are for predictions so far; "
-                f"ask it with: seekray generate {reference}"
-            )
         options = info.get("serve", {})
         found.append(ModelToServe(model.name, model.version, model.bundle, options))
     return found
@@ -45,7 +40,7 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
 
 @app.command(epilog=example("seekray serve up digits@champion wine/2 --port 8000"))
 def up(models: Models, port: Port = None, host: Host = None, address: Address = None, json: Json = False) -> None:
-    """Serve models; returns when each has answered a real prediction."""
+    """Serve models; returns when each has answered a real request."""
     from seekray.settings import settings
     from seekray_serve import deploy
 
@@ -61,9 +56,8 @@ def curl(url: str, model: ModelToServe) -> str:
     import json
     import shlex
 
-    rows = json.loads((Path(model.bundle_path) / "sample.json").read_text())["rows"][:1]
-    body = shlex.quote(json.dumps({"rows": rows}))
-    return f"curl -s {url}/{model.name}/v1/predict -H 'Content-Type: application/json' -d {body}"
+    path, body = model.example()
+    return f"curl -s {url}/{model.name}/{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from seekray.config import Training
     from seekray.data.prepared import Prepared
     from seekray.data.schema import Schema
-    from seekray.models.texts import Piece
+    from seekray.models.texts import Job, Piece, TextEngine
 
 Modules = dict[str, nn.Module]
 
@@ -130,6 +130,12 @@ class Textual(Generative, Protocol):
 
     def stream(self, modules: Modules, schema: Any, request: Any) -> Iterator[Piece]:
         """Every token of what is asked for, as it is made; the texts are those of `generate`."""
+
+    def jobs(self, schema: Any, request: Any) -> list[Job]:
+        """The texts of a request, by the number of the prompt and of the sample. Raises DataError."""
+
+    def engine(self, modules: Modules, schema: Any, rows: int) -> TextEngine:
+        """What makes the texts of many requests together, up to `rows` at a time."""
 
     def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
         """Of the token after each one, ids (B, T) -> (B, T, V)."""

@@ -20,8 +20,10 @@ from seekray.data.text.batches import text_batches
 from seekray.data.text.passages import IGNORED
 from seekray.data.text.prepare import prepare_lm
 from seekray.data.text.schema import TextSchema
+from seekray.errors import DataError
 from seekray.metrics import quick_metrics
 from seekray.models import texts
+from seekray.models.decoding import Weights
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.lora import LoraConfig, add_adapters, merged, without_adapters
 from seekray.models.optimizers import make_optimizer
@@ -162,8 +164,16 @@ class Lm:
 
     def stream(self, modules: Modules, schema: TextSchema, request: TextRequest) -> Iterator[texts.Piece]:
         """Every token of every text, as it is made."""
-        wanted = texts.jobs(request, encoded(schema, request), schema.context_length)
-        return texts.stream(without_adapters(modules["lm"]), schema.tokenizer, wanted)  # type: ignore[arg-type]
+        return texts.stream(without_adapters(modules["lm"]), schema.tokenizer, self.jobs(schema, request))  # type: ignore[arg-type]
+
+    def jobs(self, schema: TextSchema, request: TextRequest) -> list[texts.Job]:
+        """The texts of a request, for an engine."""
+        return list(texts.jobs(request, encoded(schema, request), schema.context_length))
+
+    def engine(self, modules: Modules, schema: TextSchema, rows: int) -> texts.TextEngine:
+        """What makes texts together, up to `rows` at a time, and gives text with every token."""
+        weights = Weights.of(without_adapters(modules["lm"]))  # type: ignore[arg-type]
+        return texts.TextEngine(weights, schema.tokenizer, rows=rows, size=schema.context_length, streams=True)
 
     def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
         """Of the token after each one, (B, T) -> (B, T, V)."""
@@ -177,7 +187,10 @@ class Lm:
 
 
 def encoded(schema: TextSchema, request: TextRequest) -> list[list[int]]:
-    """A request's prompts as ids. Those that are ids already are taken as they are."""
+    """A request's prompts as ids. Those that are ids already are taken as they are. Raises DataError."""
+    for prompt in request.prompts:
+        if not isinstance(prompt, str) and (wrong := [i for i in prompt if not 0 <= i < schema.vocab_size]):
+            raise DataError(f"prompts: token {wrong[0]} given, the model has 0 to {schema.vocab_size - 1}", field="prompts")
     made = iter(schema.encode_prompts([p for p in request.prompts if isinstance(p, str)]))
     return [next(made) if isinstance(p, str) else list(p) for p in request.prompts]
 

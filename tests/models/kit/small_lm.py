@@ -46,8 +46,22 @@ class Bytes:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
 
-def write_bundle(folder: Path, **model: Any) -> Path:
-    """A bundle of a model of bytes with random weights."""
+def learn(net: Transformer, ids: Sequence[int], steps: int = 150, length: int = 32) -> None:
+    """Know a text by heart, more or less: a few seconds of Adam on random windows."""
+    data = torch.tensor(list(ids))
+    optimizer = torch.optim.Adam(net.requires_grad_(True).parameters(), lr=0.01)
+    for _ in range(steps):
+        starts = torch.randint(len(data) - length - 1, (8,))
+        windows = torch.stack([data[s : s + length + 1] for s in starts])
+        logits = net(windows[:, :-1])
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    net.requires_grad_(False)
+
+
+def write_bundle(folder: Path, text: str = "", template: str | None = None, **model: Any) -> Path:
+    """A bundle of a model of bytes: with random weights, or one that has read `text`. template: of chats."""
     from seekray import bundle
     from seekray.data.tables.features import Feature
     from seekray.data.text.schema import TextSchema
@@ -57,7 +71,12 @@ def write_bundle(folder: Path, **model: Any) -> Path:
 
     tokenizer = train("byte", [], 0, "<|end|>")
     net = small(**{"vocab_size": tokenizer.size, "context_length": 96} | model)
-    schema = TextSchema(tokenizer, "pretrain", tokenizer.size, net.config.context_length, (Feature("text", "text", "once"),))
+    if text:
+        learn(net, tokenizer.encode([text])[0])
+    schema = TextSchema(
+        tokenizer, "pretrain", tokenizer.size, net.config.context_length, (Feature("text", "text", "once"),),
+        chat_template=template,
+    )  # fmt: skip
     info = {
         "name": "small", "family": "lm", "task": "pretrain", "model": net.config.model_dump(), "serve": {}, "fingerprint": {},
         "metrics": {}, "intervals": {},

@@ -111,9 +111,15 @@ class TextSchema:
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts, after the token that texts begin with; never none."""
-        special = self.chat_template is not None
+        return self._ids([self.prompt(p) for p in prompts])
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids of messages in the chat template. Raises DataError."""
+        return self._ids([self.chat(messages)])[0]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         first = [] if self.first_id is None else [self.first_id]
-        encoded = self.tokenizer.encode([self.prompt(p) for p in prompts], special=special)
+        encoded = self.tokenizer.encode(texts, special=self.chat_template is not None)
         return [[*first, *ids] or [self.tokenizer.end] for ids in encoded]
 
     def texts(self, columns: Any) -> list[str]:

@@ -1,0 +1,298 @@
+"""A generative model as a Serve application: texts by OpenAI's interface, rows and images by our own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from seekray.errors import DataError, SeekrayError
+from seekray_serve import generation_docs
+from seekray_serve.batching import Batcher
+from seekray_serve.engine import EngineThread, Ticket
+from seekray_serve.http import (
+    HTML,
+    Application,
+    Receive,
+    RequestError,
+    Response,
+    Scope,
+    header,
+    json_response,
+    parse_json,
+    read_body,
+    require_json,
+)
+from seekray_serve.openai_api import Asked, Writer, read
+from seekray_serve.openapi import listed
+from seekray_serve.options import Limits
+from seekray_serve.replica import deployed
+from seekray_serve.streaming import EventStream, unless_gone
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.serve import Application as ServeApplication
+
+    from seekray.generator import Generator
+
+CSV, ARROW = b"text/csv", b"application/vnd.apache.arrow.stream"
+
+
+class GenerationApp(Application):
+    """What the applications of generative models share; they know nothing of Ray."""
+
+    def __init__(self, generator: Generator, limits: Limits | None = None) -> None:
+        super().__init__()
+        self.generator, self.limits = generator, limits or Limits()
+        self.about = {"model": generator.name, "version": generator.version}
+        self.add("GET", "/v1/model", self.describe)
+        self.add("GET", "/v1/models", self.models)
+        self.add("GET", f"/v1/models/{generator.name}", self.model)
+        self.add("GET", "/healthz", self.health)
+        self.add("GET", "/openapi.json", self.openapi)
+        self.add("GET", "/docs", self.docs)
+        self.add("GET", "/", self.docs)
+
+    @property
+    def endpoint(self) -> str:
+        """The path to try."""
+        raise NotImplementedError
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """A body for it that the model can answer."""
+        raise NotImplementedError
+
+    def load(self) -> dict[str, int]:
+        """What is waiting and what was done."""
+        raise NotImplementedError
+
+    async def body(self, scope: Scope, receive: Receive) -> Any:
+        """A request's JSON value."""
+        require_json(scope)
+        return parse_json(await read_body(scope, receive, self.limits.max_body_bytes))
+
+    async def describe(self, scope: Scope, receive: Receive) -> Response:
+        """What the catalogue says of the model."""
+        return json_response(generation_docs.describe(self.generator, self.endpoint, self.example))
+
+    async def models(self, scope: Scope, receive: Receive) -> Response:
+        """The one model here, in the form that OpenAI's clients list."""
+        return json_response({"object": "list", "data": [listed(self.generator.name)]})
+
+    async def model(self, scope: Scope, receive: Receive) -> Response:
+        """The same, asked for by name."""
+        return json_response(listed(self.generator.name))
+
+    async def health(self, scope: Scope, receive: Receive) -> Response:
+        """This replica serves, and what."""
+        return json_response({"status": "ok", **self.about, **self.load()})
+
+    async def openapi(self, scope: Scope, receive: Receive) -> Response:
+        """The OpenAPI document."""
+        paths = [(m, path) for path, methods in self.routes.items() for m in methods if m != "HEAD"]
+        root = scope.get("root_path", "")
+        return json_response(generation_docs.document(self.generator, self.endpoint, self.example, paths, root))
+
+    async def docs(self, scope: Scope, receive: Receive) -> Response:
+        """The documentation page."""
+        page = generation_docs.page(self.generator, self.endpoint, self.example, scope.get("root_path", ""))
+        return Response(page, content_type=HTML)
+
+
+class TextApp(GenerationApp):
+    """A model of texts. Requests share one engine: each step gives every text its next token."""
+
+    endpoint = "/v1/completions"
+
+    def __init__(self, generator: Generator, limits: Limits | None = None) -> None:
+        super().__init__(generator, limits)
+        from seekray.models.texts import ROWS
+
+        self.schema: Any = generator.schema  # of texts: a tokenizer, a template
+        rows = min(ROWS, self.limits.max_batch_rows)
+        queued = self.limits.max_queued_requests
+        self.engine = EngineThread(lambda: generator.engine(rows), rows=rows, max_queued=queued)
+        self._words: dict[int, str] = {}
+        self.add("POST", "/v1/completions", self.completions)
+        self.add("POST", "/v1/chat/completions", self.chat)
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """A request that was answered when the bundle was saved."""
+        requests = self.generator.sample.get("requests") or [{"prompts": [""]}]
+        first = dict(requests[0])
+        return {"model": self.generator.name, "prompt": first.pop("prompts")[0], "max_tokens": 16, **first}
+
+    async def startup(self) -> None:
+        """Make a few tokens, so that the first caller does not pay for first times."""
+        ticket = self.engine.submit(self.generator.jobs(**{**_request(self.example), "max_tokens": 4}))
+        while await ticket.pieces():
+            pass
+
+    async def shutdown(self) -> None:
+        """Let the engine's thread go."""
+        self.engine.close()
+
+    def load(self) -> dict[str, int]:
+        """Texts that wait for a row, texts that are being made, and tokens since the start."""
+        queued = self.engine.queued
+        return {"queued": queued, "running": self.engine.texts - queued, "tokens": self.engine.tokens}
+
+    async def completions(self, scope: Scope, receive: Receive) -> Response:
+        """OpenAI's `/v1/completions`."""
+        return await self._answer(read(await self.body(scope, receive), self.generator.name, chat=False), receive)
+
+    async def chat(self, scope: Scope, receive: Receive) -> Response:
+        """OpenAI's `/v1/chat/completions`, for a model that has a chat template."""
+        body = await self.body(scope, receive)
+        if self.schema.chat_template is None:
+            raise RequestError(
+                400,
+                "no_chat_template",
+                f"{self.generator.name!r} has no chat template in its bundle, so it cannot read messages; "
+                "ask /v1/completions, or train with data.text.chat_template",
+                field="messages",
+            )
+        return await self._answer(read(body, self.generator.name, chat=True), receive)
+
+    async def _answer(self, asked: Asked, receive: Receive) -> Response:
+        # In a thread, since a long prompt takes long to encode.
+        jobs = await asyncio.get_running_loop().run_in_executor(None, self._jobs, asked)
+        if len(jobs) > self.limits.max_rows:
+            raise DataError(f"{len(jobs)} texts asked for, at most {self.limits.max_rows} a request", field="n")
+        prompts = sum(len(job.prompt) for job in jobs if job.sample == 0)
+        ticket = self.engine.submit(jobs)
+        writer = Writer(asked, self.about, self._word, prompts, len(jobs))
+        try:
+            if not asked.stream:
+                return Response(await unless_gone(receive, _whole(ticket, writer)))
+            # An error, such as a prompt that is too long, is told with its status before a stream begins.
+            first = await unless_gone(receive, ticket.pieces())
+        except BaseException:
+            ticket.cancel()
+            raise
+        return EventStream(_events(ticket, writer, first), receive, ticket.cancel, self.endpoint)
+
+    def _jobs(self, asked: Asked) -> list[Any]:
+        request = dict(asked.request)
+        if asked.chat:
+            request["prompts"] = [self.schema.encode_chat(asked.messages)]
+            request.setdefault("max_tokens", self.schema.context_length)
+        return self.generator.jobs(**request)
+
+    def _word(self, token: int) -> str:
+        if token not in self._words:
+            tokenizer = self.schema.tokenizer
+            self._words[token] = tokenizer.decode([token]) or tokenizer.token_of(token)
+        return self._words[token]
+
+
+async def _whole(ticket: Ticket, writer: Writer) -> bytes:
+    while pieces := await ticket.pieces():
+        writer.keep(pieces)
+    return writer.whole()
+
+
+async def _events(ticket: Ticket, writer: Writer, first: Sequence[Any]) -> AsyncIterator[bytes]:
+    pieces = first
+    while pieces:
+        if events := writer.events(pieces):
+            yield events
+        pieces = await ticket.pieces()
+    yield writer.last()
+
+
+class RowApp(GenerationApp):
+    """A model of rows or images, one request after another."""
+
+    endpoint = "/v1/generate"
+
+    def __init__(self, generator: Generator, limits: Limits | None = None) -> None:
+        super().__init__(generator, limits)
+        self.batcher: Batcher[dict[str, Any], pa.Table] = Batcher(
+            self._run, max_rows=1, max_queued=self.limits.max_queued_requests
+        )
+        self.add("POST", "/v1/generate", self.generate)
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """A request that was answered when the bundle was saved."""
+        requests = self.generator.sample.get("requests") or [{"rows": 1}]
+        return dict(requests[0])
+
+    async def startup(self) -> None:
+        """Make the sample's rows, so that the first caller does not pay for first times."""
+        await self.batcher.submit(self.example, 1)
+
+    async def shutdown(self) -> None:
+        """Let the worker thread go."""
+        self.batcher.close()
+
+    def load(self) -> dict[str, int]:
+        """Requests that wait, and those that were answered."""
+        return {"queued": self.batcher.queued, "requests": self.batcher.rows}
+
+    async def generate(self, scope: Scope, receive: Receive) -> Response:
+        """`{"rows": n, "where": {column: value}, "seed": s}` → rows as JSON, CSV or Arrow, by the Accept header."""
+        body = await self.body(scope, receive)
+        if not isinstance(body, dict):
+            raise DataError(f"the body is {type(body).__name__}, expected an object like {orjson.dumps(self.example).decode()}")
+        rows = body.get("rows", 1)
+        if isinstance(rows, int) and rows > self.limits.max_rows:
+            raise DataError(f"{rows} rows asked for, at most {self.limits.max_rows} a request; first goes on", field="rows")
+        self.generator.request(body)  # wrong before it waits
+        table = await unless_gone(receive, self.batcher.submit(body, 1))
+        return self._written(table, header(scope, b"accept") or b"")
+
+    def _run(self, jobs: Sequence[dict[str, Any]]) -> list[pa.Table | Exception]:
+        found: list[pa.Table | Exception] = []
+        for job in jobs:
+            try:
+                found.append(self.generator.generate(**job))
+            except SeekrayError as error:
+                found.append(error)
+        return found
+
+    def _written(self, table: pa.Table, accept: bytes) -> Response:
+        from seekray.generator import json_rows
+
+        about = [(f"seekray-{key}".encode(), str(value).encode()) for key, value in self.about.items()]
+        if ARROW in accept:
+            import pyarrow as pa
+
+            buffer = io.BytesIO()
+            with pa.ipc.new_stream(buffer, table.schema) as writer:
+                writer.write_table(table)
+            return Response(buffer.getvalue(), content_type=ARROW, headers=about)
+        if CSV in accept:
+            from pyarrow import csv
+
+            buffer = io.BytesIO()
+            csv.write_csv(table, buffer)
+            return Response(buffer.getvalue(), content_type=CSV, headers=about)
+        return json_response({"rows": json_rows(table), **self.about})
+
+
+def _request(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example's body as a generator's request."""
+    return {"prompts": [example["prompt"]]} | {k: v for k, v in example.items() if k not in ("model", "prompt")}
+
+
+def load(bundle: str, limits: Limits, *, name: str, version: str | None) -> GenerationApp:
+    """The application of a bundle folder."""
+    from seekray.generator import Generator
+
+    generator = Generator.load(bundle, name=name, version=version)
+    return (TextApp if hasattr(generator.family, "stream") else RowApp)(generator, limits)
+
+
+def build(args: Mapping[str, Any]) -> ServeApplication:
+    """The Serve application of one model, for `serve deploy` (`import_path: seekray_serve.generation:build`).
+
+    args: see `replica.deployed`.
+    """
+    return deployed(args, load)

@@ -1,0 +1,66 @@
+"""What every model's Serve application is deployed with; the ASGI application inside is the endpoint's own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from seekray_serve.http import Application
+from seekray_serve.options import Limits, autoscaling, check_options
+from seekray_serve.options import limits as limits_of
+
+if TYPE_CHECKING:
+    from ray.serve import Application as ServeApplication
+
+# A fraction, so that training and serving share a laptop; it limits scheduling, not speed.
+DEFAULT_CPUS = 0.1
+
+
+def deployed(args: Mapping[str, Any], load: Callable[..., Application]) -> ServeApplication:
+    """The Serve application of one model. `load(bundle, limits, name=, version=)` runs in each replica.
+
+    args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally `modules`
+    (a folder with the module of the user's own family), `num_cpus`, `num_gpus`, `num_replicas`,
+    `autoscaling` {min, max, target}, and the fields of `Limits`.
+    """
+    from ray import serve
+
+    options = dict(args)
+    name, version, bundle = options.pop("name"), options.pop("version", None), options.pop("bundle")
+    modules = options.pop("modules", None)
+    check_options(options)
+    limits: Limits = limits_of(options)
+    num_cpus = options.get("num_cpus", DEFAULT_CPUS)
+
+    class Replica:
+        """A loaded model and its ASGI application."""
+
+        def __init__(self) -> None:
+            import torch
+
+            if modules:
+                sys.path.append(modules)
+            # More threads than the share that was asked for would only take turns.
+            torch.set_num_threads(max(1, int(num_cpus)))
+            self.application = load(bundle, limits, name=name, version=version)
+
+        def __serve_build_asgi_app__(self) -> Application:
+            return self.application
+
+    deployment: dict[str, Any] = {
+        "name": "model",
+        "ray_actor_options": {"num_cpus": num_cpus, "num_gpus": options.get("num_gpus", 0)},
+        # The application's own queue answers 429 in the house's form; Serve's gate is open.
+        "max_ongoing_requests": 100_000,
+        "max_queued_requests": -1,
+        # A new version is up before the old one leaves.
+        "max_surge_percent": 100,
+        "graceful_shutdown_wait_loop_s": 0.2,
+        "health_check_period_s": 5,
+    }
+    if scaling := options.get("autoscaling"):
+        deployment["autoscaling_config"] = autoscaling(scaling)
+    else:
+        deployment["num_replicas"] = options.get("num_replicas") or 1
+    return serve.deployment(**deployment)(serve.ingress()(Replica)).bind()
