@@ -20,14 +20,14 @@ FILES = sorted(f for folder in SOURCES.values() for f in folder.rglob("*.py"))
 FLOORS = [
     {"errors", "settings", "log", "system", "storage"},
     {"models", "data", "metrics", "images"},
-    {"config", "experiment_file"},
+    {"config", "experiment_file", "search_space"},
     {"manifest", "checkpoint", "bundle", "session", "shared_sum", "sharding"},
     {
         "model_ref", "loaded", "predictor", "generator", "huggingface", "plots", "tracking", "evaluation", "importances",
         "batch", "augment", "verify", "progress", "train_state", "promotion", "stream",
     },
     {"loop", "report"},
-    {"mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer", "model_import"},
+    {"interrupts", "mailbox", "driver_trainer", "ray_environment", "ray_train", "trainer", "model_import"},
     {"tuner"},
     {"cluster", "inspect", "submission", "jobs_api", "parcel"},
     {"cli"},

@@ -23,6 +23,7 @@ from seekray.config import Resources
 from seekray.data.prepared import Prepared
 from seekray.data.tables.prepare import prepare
 from seekray.errors import DivergedError, ResourcesError, SeekrayError
+from seekray.interrupts import Interrupts
 from seekray.progress import Progress
 from seekray.storage import Storage
 
@@ -221,7 +222,7 @@ class _Handle:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_is_lost_in_a_finalizer_is_heard_at_the_next_poll() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with ray_train._Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         interrupts.check()
         handle = _Handle()
         del handle

@@ -18,12 +18,12 @@ from seekray.settings import settings
 from seekray_jobs.driver import exit_with
 
 
-def experiment_of(file: Path | str | None, overrides: Sequence[str], resume: str | None) -> Experiment:
+def experiment_of(file: Path | str | None, overrides: Sequence[str], resume: str | None, verb: str = "train") -> Experiment:
     """The experiment of a file, or of the run to go on with. Raises UserError."""
     if resume:
         return with_overrides(trainer.load_run(resume, settings()), overrides)
     if file is None:
-        raise UserError("train needs an experiment file, or --resume RUN")
+        raise UserError(f"{verb} needs an experiment file, or --resume RUN")
     return load(file, overrides)
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 from seekray.data.options import Data, Duration
 from seekray.errors import ConfigError
 from seekray.models import get_family
+from seekray.search_space import Tune
 
 if TYPE_CHECKING:
     from seekray.data.prepared import Prepared
@@ -199,6 +200,7 @@ class Experiment(Strict):
     register_as: Name | None = Field(None, alias="register", description="name in the model registry")
     serve: Serve = Serve()
     report: Report = Report()
+    tune: Tune | None = Field(None, description="what `seekray tune` searches; `train` does not look at it")
     storage: str | None = Field(None, description="folder or s3:// URI of checkpoints, bundles and spool")
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
@@ -235,6 +237,13 @@ class Experiment(Strict):
         if self.training.metric and not self.data.split.validation:
             raise ValueError(
                 f"training.metric ({self.training.metric}) is measured on validation rows, but data.split.validation is 0"
+            )
+        if self.tune and not self.data.split.validation:
+            raise ValueError("tune compares trials on validation rows, but data.split.validation is 0; give it a fraction")
+        if self.tune and self.tune.metric and self.training.metric not in (None, self.tune.metric):
+            raise ValueError(
+                f"tune.metric ({self.tune.metric}) picks each trial's best weights too, and training.metric is "
+                f"{self.training.metric}; give one of them"
             )
         if self.training.batch_size < self.resources.span[1]:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import types
@@ -50,11 +51,13 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     origin = {path: f"{file}, line {line}" for path, line in lines.items()}
     for override in overrides:
         path, value = parse_override(override)
-        _put(raw, path, value, override)
+        _put(raw, path, value, f"--set {override}")
         for done in [p for p in origin if p[: len(path)] == path]:
             del origin[done]
         origin[path] = f"--set {override}"
-    return validate(raw, origin, str(file))
+    experiment = validate(raw, origin, str(file))
+    _check_space(experiment, raw, origin, str(file))
+    return experiment
 
 
 def validate(raw: Mapping[str, Any], origin: Mapping[Path_, str] | None = None, file: str = "experiment") -> Experiment:
@@ -71,13 +74,68 @@ def validate(raw: Mapping[str, Any], origin: Mapping[Path_, str] | None = None, 
         raise ConfigError("\n".join(dict.fromkeys(messages)), field=_dotted(next(iter(merged))) or None) from error
 
 
+def _check_space(experiment: Experiment, raw: Mapping[str, Any], origin: Mapping[Path_, str], file: str) -> None:
+    """Every value that a search may try is one that the field takes by itself; which of them go together shows later."""
+    messages: dict[str, str] = {}
+    for key, parameter in experiment.tune.space.items() if experiment.tune else ():
+        path = tuple(key.split("."))
+        above = (place for n in range(len(path), 0, -1) if (place := ("tune", "space", *path[:n])) in origin)
+        at = origin.get(("tune", "space", key)) or origin[next(above, ("tune",))]
+        for needed in parameter.when:
+            value_of(experiment, needed, f"{at}: tune.space.{key}.when: ")
+        for value in parameter.samples:
+            changed = copy.deepcopy({k: v for k, v in raw.items() if k != "tune"})
+            _put(changed, path, value, f"{at}: tune.space.{key}")
+            try:
+                Experiment.model_validate(changed)
+            except ValidationError as error:
+                own = [e for e in error.errors() if _loc(e["loc"], changed, absent=False)[: len(path)] == path]
+                mistakes = [_Mistake.of(e, changed) for e in own]
+                messages |= {m.message(changed, {path: at}, file): key for m in mistakes}
+    if messages:
+        raise ConfigError("\n".join(messages), field=f"tune.space.{next(iter(messages.values()))}")
+
+
+def value_of(experiment: Experiment, key: str, where: str = "") -> Any:
+    """The value of a field by its dotted name; None in what is not given. Raises ConfigError."""
+    place: Any = experiment.as_json()
+    for part in key.split("."):
+        if place is None:
+            return None
+        if not isinstance(place, dict) or part not in place:
+            known = ", ".join(place) if isinstance(place, dict) else "none"
+            raise ConfigError(f"{where}{key} is not known; known there: {known}")
+        place = place[part]
+    return place
+
+
+def with_values(experiment: Experiment, values: Mapping[str, Any]) -> Experiment:
+    """An experiment with other values in some fields, by their dotted names, and without `tune`. Raises ConfigError."""
+    raw = experiment.as_json() | {"tune": None}
+    for key, value in values.items():
+        _put(raw, tuple(key.split(".")), value, key)
+    return validate(raw, file=f"with {', '.join(f'{k}={v}' for k, v in values.items())}")
+
+
+def dump(given: Mapping[str, Any], values: Mapping[str, Any], comments: Mapping[str, str], head: str) -> str:
+    """An experiment file: what is given, with values in some fields by their dotted names, and comments beside fields."""
+    raw = copy.deepcopy(dict(given))
+    for key, value in values.items():
+        _put(raw, tuple(key.split(".")), value, key)
+    lines = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110).splitlines()
+    places = _lines(yaml.compose("\n".join(lines), Loader=yaml.SafeLoader), [])
+    for key, comment in comments.items():
+        lines[places[tuple(key.split("."))] - 1] += f"  # {comment}"
+    return "".join(f"{line}\n" for line in [*(f"# {line}" for line in head.splitlines()), *lines])
+
+
 def with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
     """An experiment with some values replaced. Raises ConfigError."""
     raw = experiment.as_json()
     origin: dict[Path_, str] = {}
     for override in overrides:
         path, value = parse_override(override)
-        _put(raw, path, value, override)
+        _put(raw, path, value, f"--set {override}")
         origin[path] = f"--set {override}"
     return validate(raw, origin, f"the run's experiment {experiment.name}")
 
@@ -103,9 +161,9 @@ def _put(raw: dict[str, Any], path: Path_, value: Any, text: str) -> None:
             place[key] = {}
         place = place[key]
         if isinstance(place, list) and all(isinstance(v, str) for v in place):
-            raise ConfigError(f"--set {text}: {key} is a list; set it whole, for example --set data.features='[a, b]'")
+            raise ConfigError(f"{text}: {key} is a list; set it whole, for example --set data.features='[a, b]'")
         if not isinstance(place, dict):
-            raise ConfigError(f"--set {text}: {key} has the value {place!r}, which has no keys")
+            raise ConfigError(f"{text}: {key} has the value {place!r}, which has no keys")
     place[path[-1]] = value
 
 

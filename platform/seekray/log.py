@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from seekray.errors import InterruptedByUser, SeekrayError, full
@@ -60,10 +62,15 @@ def tell(error: BaseException) -> int | None:
     return known.exit_code if known is not None else None
 
 
-def to_file(path: Path, run_id: str) -> logging.Handler:
-    """All records of this process also go to a file, with the run's id. Remove it with `logging.getLogger()`."""
+@contextlib.contextmanager
+def to_file(path: Path, run_id: str) -> Iterator[None]:
+    """All records of this process also go to a file, with the run's id."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, delay=False)
     handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s [{run_id}] %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
-    return handler
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,19 @@ def run(
     initial: weights that a new run starts from, by `module/key`; the others are fresh.
     Every rank of a run calls it. Raises DivergedError where the loss is not finite.
     """
+    for _ in epochs(experiment, session, schema, train, validation, initial):
+        pass
+
+
+def epochs(
+    experiment: Experiment,
+    session: Session,
+    schema: Schema,
+    train: Dataset,
+    validation: Dataset,
+    initial: Mapping[str, Tensor] | None = None,
+) -> Iterator[Pulse]:
+    """`run`, an epoch at a time, for whoever may want to stop in between: call `end` on the pulse then."""
     keep_freed_memory()
     state = TrainState(experiment, session, schema, train, validation, initial)
     if session.resume_from is not None:
@@ -57,6 +70,7 @@ def run(
         metrics = state.validate(session)
         state.judge(metrics)
         pulse.epoch(metrics)
+        yield pulse
     pulse.end()
 
 
@@ -68,7 +82,7 @@ class Pulse:
     """What a run says of itself: points, progress and checkpoints, at a pace that costs nothing."""
 
     def __init__(self, experiment: Experiment, session: Session, state: TrainState) -> None:
-        self._session, self._state, self._training = session, state, experiment.training
+        self._session, self.state, self._training = session, state, experiment.training
         self._checkpoints = Checkpoints(session.storage, experiment.training.checkpoints.keep)
         self._window: list[dict[str, Tensor]] = []
         self._window_rows = 0
@@ -95,7 +109,7 @@ class Pulse:
 
     def step(self) -> None:
         """After each optimizer step."""
-        step, training = self._state.step, self._training
+        step, training = self.state.step, self._training
         now = time.monotonic()
         if self._session.rank == 0 and now - self._shown > 0.2:
             self._show(now)
@@ -104,14 +118,14 @@ class Pulse:
             if self._session.agree(now - self._reported > 5):
                 self._report()
         every = training.checkpoints.every_steps
-        if every and step % every == 0 and not self._state.finished:  # the last step's waits for its validation
+        if every and step % every == 0 and not self.state.finished:  # the last step's waits for its validation
             self._drain()
             self._save()
 
     def epoch(self, metrics: dict[str, float]) -> None:
         """After each epoch, with its validation metrics."""
         self._drain()
-        state, now = self._state, time.monotonic()
+        state, now = self.state, time.monotonic()
         means = {f"train_{k}": v / max(1, state.sum_rows) for k, v in state.sums.items()}
         self._metrics = means | {f"validation_{k}": v for k, v in metrics.items()}
         entry = {"epoch": len(state.history) + 1, "step": state.step, "lr": _rate(state)} | self._metrics
@@ -128,17 +142,17 @@ class Pulse:
 
     def _watch(self) -> None:
         """Say in words where the epoch's figures are not as they should be, once in a row."""
-        found = self._watched.remarks(self._state.history) if self._watched else []
+        found = self._watched.remarks(self.state.history) if self._watched else []
         for remark in found:
             if remark[:24] not in self._said:
-                logging.getLogger(__name__).warning("epoch %d: %s", len(self._state.history), remark)
+                logging.getLogger(__name__).warning("epoch %d: %s", len(self.state.history), remark)
         self._said = {remark[:24] for remark in found}
 
     def end(self) -> None:
         """After the last step: nothing is left unsaid or unsaved."""
         if self._points:
             self._report()
-        if self._saved_step != self._state.step or self._state.best is None:
+        if self._saved_step != self.state.step or self.state.best is None:
             self._save()
 
     def _drain(self) -> None:
@@ -148,7 +162,7 @@ class Pulse:
         keys = list(self._window[0])
         local = torch.stack([torch.stack([w[k].double() for w in self._window]).sum() for k in keys])
         total = dict(zip(keys, self._session.sum(local).tolist(), strict=True))
-        state, now = self._state, time.monotonic()
+        state, now = self.state, time.monotonic()
         for key, value in total.items():
             state.sums[key] = state.sums.get(key, 0.0) + value
         state.sum_rows += self._window_rows
@@ -168,22 +182,22 @@ class Pulse:
 
     def _save(self) -> None:
         self._report()  # what the checkpoint is past would not be said again
-        checkpoint = self._state.checkpoint(self._session)
+        checkpoint = self.state.checkpoint(self._session)
         if checkpoint is not None:
             checkpoint.state["told"] = [asdict(p) for p in self._told]
-            self._checkpoints.save(self._state.step, checkpoint, self._session if self._session.sharded else None)
+            self._checkpoints.save(self.state.step, checkpoint, self._session if self._session.sharded else None)
             self._sheet()
-        self._saved, self._saved_step = time.monotonic(), self._state.step
+        self._saved, self._saved_step = time.monotonic(), self.state.step
 
     def _sheet(self) -> None:
         """What the model makes now, in the run's folder."""
-        if self._watched and self._state.history:
-            with self._state.as_used(), torch.inference_mode():
-                suffix, data = self._watched.sheet(self._state.modules, self._state.schema)
-            self._session.storage.write_bytes(f"samples/epoch_{len(self._state.history):04d}{suffix}", data)
+        if self._watched and self.state.history:
+            with self.state.as_used(), torch.inference_mode():
+                suffix, data = self._watched.sheet(self.state.modules, self.state.schema)
+            self._session.storage.write_bytes(f"samples/epoch_{len(self.state.history):04d}{suffix}", data)
 
     def _show(self, now: float) -> None:
-        state = self._state
+        state = self.state
         shown: dict[str, Any] = {
             "step": state.step, "total_steps": state.total_steps, "epoch": len(state.history),
             "epochs": -(-state.total_steps // max(1, state.batches.steps_per_epoch)),

@@ -17,7 +17,13 @@ BINS = 15
 HIGHER_IS_BETTER = frozenset(
     ("accuracy", "balanced_accuracy", "macro_f1", "precision", "recall", "roc_auc", "exact_match", "r2")
 )
+_LOWER = ("loss", "mae", "rmse", "error", "distance", "perplexity", "bits_per_byte")
 _CHUNK = 65_536
+
+
+def higher_is_better(metric: str) -> bool:
+    """Which way a metric goes, by its name: one that is not known here is better when higher, unless its name says error."""
+    return metric in HIGHER_IS_BETTER or not metric.endswith(_LOWER)
 
 
 def quick_metrics(outputs: Tensor, targets: Tensor, task: str) -> dict[str, float]:

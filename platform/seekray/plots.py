@@ -192,6 +192,29 @@ def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
     return _save(figure, path)
 
 
+def search_history(trials: Sequence[Mapping[str, Any]], metric: str, higher: bool, path: Path | str) -> Path:
+    """A search: the value of each trial by its number, by what became of it, and the best so far."""
+    figure, (axis,) = _figure(width=7.2, height=4.2)
+    scored = sorted((t for t in trials if t["value"] is not None), key=lambda t: int(t["number"]))
+    for status, colour, marker in (("finished", BLUE, "o"), ("stopped", GREY, "x"), ("running", ORANGE, ".")):
+        found = [(t["number"], t["value"]) for t in scored if t["status"] == status]
+        if found:
+            axis.scatter(*zip(*found, strict=True), color=colour, marker=marker, s=24, label=f"{status} ({len(found)})")
+    best: list[float] = []
+    for trial in scored:
+        best.append(trial["value"] if not best else (max if higher else min)(best[-1], trial["value"]))
+    if scored:
+        axis.step([t["number"] for t in scored], best, where="post", color=ORANGE, linewidth=1.6, label="best so far")
+    failed = [t["number"] for t in trials if t["status"] == "failed"]
+    if failed:
+        label = f"failed ({len(failed)})"
+        axis.plot(failed, [0.01] * len(failed), "v", color="#dc2626", transform=axis.get_xaxis_transform(), label=label)
+    axis.set(xlabel="trial", ylabel=f"validation {_name(metric)}")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(frameon=False)
+    return _save(figure, path)
+
+
 def marginals(histograms: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
     """Each column's shares, real and synthetic, in the same bins."""
     shown = list(histograms.items())[:MOST_FEATURES]

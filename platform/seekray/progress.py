@@ -11,7 +11,8 @@ PLAIN_EVERY = 5.0
 HIDDEN = {"step", "total_steps", "epoch", "epochs", "finished"}
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -31,7 +32,7 @@ def line(state: Mapping[str, Any], began: float, began_step: int, now: float) ->
     if "rows_per_second" in state:
         parts.append(f"{state['rows_per_second']:,.0f} rows/s")
     if step > began_step and not state.get("finished"):
-        parts.append(f"ETA {_duration((now - began) / (step - began_step) * (total - step))}")
+        parts.append(f"ETA {duration((now - began) / (step - began_step) * (total - step))}")
     return "  ".join(parts)
 
 
@@ -40,13 +41,13 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = stream or sys.stderr
-        self._quiet, self._bar = quiet, self._stream.isatty()
+        self.quiet, self._bar = quiet, self._stream.isatty()
         self._began: float | None = None
         self._began_step, self._shown, self._open, self._last = 0, 0.0, False, ""
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
-        if not self._quiet:
+        if not self.quiet:
             self.close()
             print(text, file=self._stream, flush=True)
 
@@ -55,7 +56,7 @@ class Progress:
         now = time.monotonic()
         if self._began is None:
             self._began, self._began_step = now, int(state["step"])
-        if self._quiet:
+        if self.quiet:
             return
         text = line(state, self._began, self._began_step, now)
         if self._bar:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,8 +20,10 @@ from seekray import errors, loop
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment, Resources
 from seekray.data.prepared import Prepared
+from seekray.data.schema import Schema
 from seekray.driver_trainer import DriverTrainer
 from seekray.errors import ResourcesError, SeekrayError
+from seekray.interrupts import Interrupts
 from seekray.mailbox import Mailbox
 from seekray.models import get_family
 from seekray.progress import Progress
@@ -103,7 +103,7 @@ def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
             f"storage {run.uri} is not visible from node {ray.util.get_node_ip_address()}; "
             "on several machines set storage (or SEEKRAY_STORAGE) to a shared folder or an s3:// URI"
         )
-    data = ray.get(sent["data"])
+    schema, data = shared(experiment, ray.get(sent["data"]))
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -113,7 +113,6 @@ def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
     checkpoint = Checkpoints(run).latest(*place)
     session = TrainSession(experiment.training, run, listener=post, resume_from=checkpoint, device=device)
     post.rank = session.rank
-    schema = get_family(experiment.family).schema(data["schema"], data["files"])
     loop.run(experiment, session, schema, data["train"], data["validation"], data["initial"])
     if session.rank == 0:
         mailbox.put("done", None)
@@ -123,39 +122,10 @@ class _Stop(BaseException):
     """A worker told an error: its peers wait for it in vain. Not an Exception, which Ray would retry."""
 
 
-class _Interrupts:
-    """Ctrl-C raises at once, as always; and again at the next poll where that was lost.
-
-    Python drops what is raised in a finalizer, and Ray's handles, which have some, come and go all the time.
-    """
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: Any = None
-
-    def __enter__(self) -> _Interrupts:
-        if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, *_: object) -> None:
-        self._asked = True
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Raises KeyboardInterrupt where one was asked for."""
-        if self._asked:
-            raise KeyboardInterrupt
-
-
 class _Collect(WorkerGroupCallback):  # type: ignore[misc]
     """Empties the mailbox while the controller polls."""
 
-    def __init__(self, mailbox: Mailbox, listener: Listener, interrupts: _Interrupts) -> None:
+    def __init__(self, mailbox: Mailbox, listener: Listener, interrupts: Interrupts) -> None:
         self._mailbox, self._listener, self._interrupts = mailbox, listener, interrupts
         self.error: SeekrayError | None = None
         self.done = False
@@ -189,18 +159,28 @@ def _error(code: str, message: str, field: str | None) -> SeekrayError:
     return kinds.get(code, SeekrayError)(message, field=field)
 
 
+def share(prepared: Prepared) -> Any:
+    """Put data where every worker of a node reads the same memory; the reference to it."""
+    schema = prepared.schema
+    return ray.put(
+        {"schema": schema.to_json(), "files": schema.files()}
+        | {name: getattr(prepared, name) for name in ("train", "validation", "initial")}
+    )
+
+
+def shared(experiment: Experiment, data: Mapping[str, Any]) -> tuple[Schema, Mapping[str, Any]]:
+    """What `share` put there: the schema, and `train`, `validation` and `initial`."""
+    return get_family(experiment.family).schema(data["schema"], data["files"]), data
+
+
 def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, listener: Listener, progress: Progress) -> None:
     """Run the loop on the cluster that this process is connected to. Raises SeekrayError."""
     resources = experiment.resources
     gpus = require(resources, progress)
-    schema = prepared.schema
-    data = ray.put(
-        {"schema": schema.to_json(), "files": schema.files()}
-        | {name: getattr(prepared, name) for name in ("train", "validation", "initial")}
-    )
+    data = share(prepared)
     mailbox = Mailbox(run_id)
     mailbox.take()
-    interrupts = _Interrupts()
+    interrupts = Interrupts()
     collect = _Collect(mailbox, listener, interrupts)
     scratch = tempfile.mkdtemp(prefix="seekray-train-")  # Ray Train wants a folder; only this process touches it
     per_worker = {"CPU": resources.cpus_per_worker or 1} | ({"GPU": gpus} if gpus else {})

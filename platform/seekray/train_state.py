@@ -16,10 +16,18 @@ from seekray.config import Experiment
 from seekray.data.prepared import Dataset
 from seekray.data.schema import Schema
 from seekray.errors import ConfigError
+from seekray.metrics import higher_is_better
 from seekray.models import get_family
 from seekray.models.family import Sharded
 from seekray.models.optimizers import LearningRate, update_average
 from seekray.session import Session
+
+
+def objective(experiment: Experiment) -> tuple[str, bool]:
+    """The validation metric that picks the best weights, and whether higher is better."""
+    asked = experiment.training.metric
+    name, higher = get_family(experiment.family).objective(experiment.task)
+    return (name, higher) if asked in (None, name) else (str(asked), higher_is_better(str(asked)))
 
 
 class TrainState:
@@ -63,10 +71,7 @@ class TrainState:
         self.average = None
         if training.ema is not None:
             self.average = {k: v.detach().clone() for k, v in named_tensors(self.modules).items()}
-        self.metric, self.higher_is_better = self.family.objective(experiment.task)
-        if training.metric is not None:
-            self.metric = training.metric
-            self.higher_is_better = not training.metric.endswith(("loss", "mae"))
+        self.metric, self.higher_is_better = objective(experiment)
         self.step, self.stale, self.stopped = 0, 0, False
         self.best: dict[str, Tensor] | None = None
         self.best_value, self.best_step = -math.inf, 0

@@ -7,10 +7,11 @@ import datetime as dt
 import json
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from seekray import loop, report
@@ -28,7 +29,7 @@ from seekray.session import LocalSession, Point, points
 from seekray.settings import Settings
 from seekray.storage import Storage
 from seekray.system import git_state, versions
-from seekray.tracking.sender import start_sender
+from seekray.tracking.sender import SendResult, start_sender
 from seekray.tracking.spool import Tracker
 
 SHOWN_WARNINGS = 4
@@ -118,47 +119,75 @@ def _train(
     check_size(experiment, prepared)
     run_id = resume or new_run_id(experiment.name)
     run = runs_storage(experiment.storage, settings).child(run_id)
-    _write_start(run, experiment, prepared, resume=resume is not None)
+    write_start(run, experiment, prepared, resume=resume is not None)
     log_file = settings.home / "logs" / f"{run_id}.log"
-    handler = to_file(log_file, run_id)
+    with to_file(log_file, run_id):
+        _warn(prepared, progress, log_file)
+        progress.say(_headline(experiment, prepared, run_id))
+        tracker = Tracker(run, run_id)
+        tracker.start(experiment.name, experiment.as_json(), run_tags(experiment, prepared))
+        with start_sender(run, settings) as sender:
+            with ending(tracker, progress, log_file, f"seekray train --resume {run_id}"):
+                checkpoint = _fit(experiment, run_id, run, prepared, Ears(tracker, progress), progress)
+                progress.close()
+                done = release(experiment, run_id, run, prepared, checkpoint, tracker)
+            sent = sender.wait()
+    return result_of(experiment, run, prepared, done, sent)
+
+
+def _warn(prepared: Prepared, progress: Progress, log_file: Path) -> None:
     for number, warning in enumerate(prepared.warnings):
         logging.getLogger(__name__).log(logging.WARNING if number < SHOWN_WARNINGS else logging.INFO, warning)
     if len(prepared.warnings) > SHOWN_WARNINGS:
         progress.say(f"and {len(prepared.warnings) - SHOWN_WARNINGS} more such notes in {log_file}")
-    progress.say(_headline(experiment, prepared, run_id))
-    tracker = Tracker(run, run_id)
+
+
+def run_tags(experiment: Experiment, prepared: Prepared) -> dict[str, str]:
+    """What a run is known by in MLflow."""
     tags = git_state() | {"family": experiment.family, "task": experiment.task} | _flat("version", versions())
-    tags |= _flat("data", prepared.fingerprint)
-    tracker.start(experiment.name, experiment.as_json(), tags)
-    with start_sender(run, settings) as sender:
-        try:
-            checkpoint = _fit(experiment, run_id, run, prepared, Ears(tracker, progress), progress)
-            progress.close()
-            done = report.conclude(experiment, run_id, run, prepared, checkpoint, tracker)
-            held_out = {f"{prepared.held_out_name}_{k}": v for k, v in done.metrics.items()}
-            tracker.points(points(held_out, checkpoint.state["step"]))
-            tracker.model(done.bundle, experiment.register_as)
-            tracker.finish("finished")
-        except KeyboardInterrupt:
-            progress.close()
-            tracker.finish("killed", "interrupted by the user")
-            progress.say(f"interrupted; go on with: seekray train --resume {run_id}")
-            raise
-        except Exception as error:
-            progress.close()
-            disk = isinstance(error, FullError) or (isinstance(error, OSError) and full(error) is not None)
-            with contextlib.suppress(*((FullError, OSError) if disk else ())):
-                tracker.finish("failed", str(error))
-            progress.say(f"run {run_id} failed; its log: {log_file}")
-            if disk:
-                progress.say(f"when there is room, go on with: seekray train --resume {run_id}")
-            raise
-        finally:
-            logging.getLogger().removeHandler(handler)
-        sent = sender.wait()
+    return tags | _flat("data", prepared.fingerprint)
+
+
+def release(
+    experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, checkpoint: Checkpoint, tracker: Tracker
+) -> report.Concluded:
+    """A finished checkpoint's bundle, held-out metrics, plots and card; registered where the experiment says so."""
+    done = report.conclude(experiment, run_id, run, prepared, checkpoint, tracker)
+    held_out = {f"{prepared.held_out_name}_{k}": v for k, v in done.metrics.items()}
+    tracker.points(points(held_out, checkpoint.state["step"]))
+    tracker.model(done.bundle, experiment.register_as)
+    tracker.finish("finished")
+    return done
+
+
+@contextlib.contextmanager
+def ending(tracker: Tracker, progress: Progress, log_file: Path, go_on: str) -> Iterator[None]:
+    """Tell tracker and terminal how a run ended where it did not end well. go_on: the command that resumes it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        progress.close()
+        tracker.finish("killed", "interrupted by the user")
+        progress.say(f"interrupted; go on with: {go_on}")
+        raise
+    except Exception as error:
+        progress.close()
+        disk = isinstance(error, FullError) or (isinstance(error, OSError) and full(error) is not None)
+        with contextlib.suppress(*((FullError, OSError) if disk else ())):
+            tracker.finish("failed", str(error))
+        progress.say(f"run {log_file.stem} failed; its log: {log_file}")
+        if disk:
+            progress.say(f"when there is room, go on with: {go_on}")
+        raise
+
+
+def result_of(
+    experiment: Experiment, run: Storage, prepared: Prepared, done: report.Concluded, sent: SendResult | None
+) -> TrainResult:
+    """The answer to `train`. sent: what the tracking server has of it."""
     local = run.local_path
     return TrainResult(
-        run_id=run_id,
+        run_id=run.uri.rsplit("/", 1)[-1],
         bundle=str(local / done.bundle) if local else f"{run.uri}/{done.bundle}",
         model=experiment.register_as,
         version=sent.version if sent else None,
@@ -169,7 +198,7 @@ def _train(
     )
 
 
-def _write_start(run: Storage, experiment: Experiment, prepared: Prepared, *, resume: bool) -> None:
+def write_start(run: Storage, experiment: Experiment, prepared: Prepared, *, resume: bool) -> None:
     """Leave what a resume needs; on a resume, refuse other data."""
     if resume:
         before = run.read_json("run.json")["fingerprint"]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from seekray.cli.common import Address, Json, Model, Overrides, example, metrics_line, note, out, table
+
+if TYPE_CHECKING:
+    from seekray.tuner import TuneResult
 
 Data = Annotated[str, typer.Option("--data", help="sample:NAME, a file, a folder, s3://… or gs://…")]
 
@@ -15,6 +18,7 @@ Data = Annotated[str, typer.Option("--data", help="sample:NAME, a file, a folder
 def add(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(epilog=example("seekray train examples/digits.yaml --set training.epochs=10"))(train)
+    app.command(epilog=example("seekray tune examples/digits-tune.yaml --register digits"))(tune)
     app.command(epilog=example("seekray evaluate digits@champion --data new.csv --by region"))(evaluate)
     app.command(epilog=example("seekray predict digits@champion --data new.csv --out answers.parquet"))(predict)
     app.command(epilog=example("seekray verify digits/3 --data new.csv"))(verify)
@@ -41,6 +45,34 @@ def train(
     out(result.as_json(), json, lambda: metrics_line(result.metrics, 6))
     if not json:
         note(next_step(result))
+
+
+def tune(
+    file: Annotated[Path | None, typer.Argument(help="The experiment file, with tune:; may be left out with --resume.")] = None,
+    overrides: Overrides = None,
+    register: Annotated[str | None, typer.Option(help="Register the best trial's model under this name.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this search.")] = None,
+    address: Address = None,
+    json: Json = False,
+) -> None:
+    """Search the values of an experiment's fields (`tune:`), and keep the best trial's model."""
+    from seekray_jobs import tune as job
+
+    done = job.run(file, overrides or [], register=register, resume=resume, address=address)
+    out(done.as_json(), json, lambda: _trials(done))
+    if not json:
+        note(f"best    {done.folder}/best.yaml\n" + next_step(done.best_run))
+
+
+def _trials(done: TuneResult) -> str:
+    """All trials, the best first."""
+    keys = list(dict.fromkeys(key for t in done.trials for key in t["values"]))
+    order = sorted(done.trials, key=lambda t: (t["value"] is None, -t["value"] * done.sign if t["value"] is not None else 0))
+    rows = [
+        [t["number"], t["status"], t["value"], t["epoch"], t["seconds"], *(t["values"].get(k) for k in keys), t["reason"]]
+        for t in order
+    ]
+    return table(rows, ["trial", "status", done.metric, "epochs", "seconds", *keys, "reason"])
 
 
 def next_step(result: object) -> str:

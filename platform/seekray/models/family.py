@@ -113,6 +113,12 @@ class Released(Protocol):
         """The config and `module/key` weights of the bundle."""
 
 
+class Frugal(Family, Protocol):
+    """A family that says which settings of the model its `prepare` looks at: trials that differ in others share the data."""
+
+    prepares_by: ClassVar[tuple[str, ...]]
+
+
 class Generative(Family, Protocol):
     """A family that also makes data. A model is a generator where its schema has no targets."""
 

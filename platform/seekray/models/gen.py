@@ -81,6 +81,7 @@ class Gen:
 
     tasks: ClassVar[tuple[str, ...]] = ("rows", "images", "texts")
     Config: ClassVar[type[ModelConfig]] = GenConfig
+    prepares_by = ("condition",)
     Request: ClassVar[type[ModelConfig]] = GenRequest
 
     def check(self, config: GenConfig, task: str, data: Data, training: Training) -> None:

@@ -52,6 +52,7 @@ class Lm:
 
     tasks: ClassVar[tuple[str, ...]] = ("pretrain", "finetune", "classify")
     Config: ClassVar[type[ModelConfig]] = LmConfig
+    prepares_by = ("context_length", "vocab_size", "init_from")
     Request: ClassVar[type[ModelConfig]] = TextRequest
 
     def check(self, config: LmConfig, task: str, data: Data, training: Training) -> None:

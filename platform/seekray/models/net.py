@@ -127,6 +127,7 @@ class Net(Supervised):
     """The family `net`."""
 
     Config: ClassVar[type[ModelConfig]] = NetConfig
+    prepares_by = ("stem",)
 
     def check(self, config: NetConfig, task: str, data: Data, training: Training) -> None:
         super().check(config, task, data, training)

@@ -138,6 +138,7 @@ class Rec(Supervised):
 
     tasks: ClassVar[tuple[str, ...]] = ("classification", "labelling", "forecast")
     Config: ClassVar[type[ModelConfig]] = RecConfig
+    prepares_by = ("quantiles",)
 
     def check(self, config: RecConfig, task: str, data: Data, training: Training) -> None:
         super().check(config, task, data, training)

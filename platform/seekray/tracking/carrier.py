@@ -197,6 +197,9 @@ class Carrier:
     def _create(self, experiment: str, event: events.Start) -> str:
         tags = {f"seekray.{k}": v for k, v in event["tags"].items()}
         tags |= {"mlflow.user": event["user"], "mlflow.source.type": "JOB", "mlflow.source.name": "seekray"}
+        if parent := event["tags"].get("parent"):  # a trial's: sent after the search's own start
+            found = self._client.search_runs([experiment], f"tags.`seekray.run_id` = '{parent}'")
+            tags |= {"mlflow.parentRunId": found[0].info.run_id if found else ""}
         tags |= {"mlflow.source.git.commit": event["tags"].get("git_commit", ""), "seekray.run_id": event["run_id"]}
         short = {k: str(v)[:LONGEST_TAG] for k, v in tags.items() if v}
         made = self._client.create_run(experiment, start_time=event["time_ms"], tags=short, run_name=event["run_id"])

@@ -91,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run; its last events come after it
     os.nice(10)
     run, where = Storage(given.uri), settings()
+    family = _Family(run, where)
     poll = POLL_SECONDS if run.is_local else REMOTE_POLL_SECONDS
     parent = _Parent(given.parent)
     over_since: float | None = None
@@ -100,8 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         over_since = over_since or (time.monotonic() if over else None)
         pause = poll
         try:
-            send(run, where)
-            if over and is_settled(run, where):
+            if family.send(over) and over:
                 return
         except TrackingError as error:
             print(f"{time.strftime('%H:%M:%S')} not sent yet: {error.message}", flush=True)
@@ -109,6 +109,28 @@ def main(arguments: list[str] | None = None) -> None:
                 sys.exit(1)
             pause = 1.0
         time.sleep(pause)
+
+
+class _Family:
+    """A run and those of its trials, where it is a search: their ids begin with its own."""
+
+    def __init__(self, run: Storage, where: Settings) -> None:
+        self._run, self._where = run, where
+        base, _, self._id = run.uri.rpartition("/")
+        self._runs = Storage(base)
+        self._ended: set[str] = set()
+
+    def send(self, last: bool) -> bool:
+        """Send what is there, the parent first; True where nothing was left. last: also of trials that had ended before."""
+        send(self._run, self._where)
+        if last:
+            self._ended.clear()
+        for name in [n for n in self._runs.list() if n.startswith(f"{self._id}-t") and n not in self._ended]:
+            child = self._runs.child(name)
+            send(child, self._where)
+            if is_settled(child, self._where) and _has_finished(child):
+                self._ended.add(name)
+        return is_settled(self._run, self._where)
 
 
 class _Parent:

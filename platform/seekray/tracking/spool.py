@@ -128,9 +128,12 @@ class Tracker:
     def finish(self, status: Status, message: str = "") -> None:
         """The end. Raises TrackingError where something could not be written to a remote storage."""
         self._append({"kind": "finish", "status": status, "message": message, "time_ms": _now()})
-        if self._writer is None:
-            return
-        self._writer.shutdown(wait=True)
+        if self._writer is not None:
+            self._writer.shutdown(wait=True)
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until all is written. Raises TrackingError where something could not be."""
         failed = [error for future in self._pending if (error := future.exception()) is not None]
         if failed:
             raise TrackingError(f"{len(failed)} events could not be written to {self._run.uri}/spool: {failed[0]}")

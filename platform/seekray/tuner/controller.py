@@ -1,0 +1,114 @@
+"""Ray Tune's controller, run by this process, without what a search here does not use.
+
+Everything that differs from Ray 2.60 is on this page, and the version is pinned.
+
+* No snapshots of the experiment (the journal is ours), no result files, no loggers, no syncer, no reporter.
+* Trial actors come from Ray's pool of workers, which have imported torch: Tune gives them environment variables,
+  and any of these means a fresh process.
+* Ctrl-C raises here at once; the actors that are in the middle of an epoch are ended, not waited for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.tune import CheckpointConfig, PlacementGroupFactory, Trainable
+from ray.tune.execution.class_cache import _ActorClassCache
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.search.search_algorithm import SearchAlgorithm
+
+from seekray.interrupts import Interrupts
+from seekray.tuner.schedulers import trial_id
+
+
+class _Classes(_ActorClassCache):  # type: ignore[misc]
+    def get(self, trainable_cls: Any) -> Any:
+        if trainable_cls not in self._cache:
+            self._cache[trainable_cls] = ray.remote(trainable_cls)
+        return self._cache[trainable_cls]
+
+
+class _Controller(TuneController):  # type: ignore[misc]
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._class_cache = _Classes()
+        self._print_trial_errors = False  # the reason is told by the search
+
+    def checkpoint(self, force: bool = False, wait: bool = False) -> None:
+        """Nothing."""
+
+    def _validate_result_metrics(self, result: Any) -> None:
+        """A trial that failed has no score."""
+
+    def end(self) -> None:
+        """End all actors, whatever they are doing: what counts is in the trials' checkpoints."""
+        self._actor_manager.cleanup()
+
+
+class Trials(SearchAlgorithm):  # type: ignore[misc]
+    """What the controller asks for its next trial: `follow` gives a trial's settings, None for now, or StopIteration."""
+
+    def __init__(self, follow: Callable[[], dict[str, Any] | None]) -> None:
+        self._follow = follow
+        self._finished = False
+        self._make: Callable[[dict[str, Any]], Trial] | None = None
+
+    def begin(self, experiment: Experiment, resources: PlacementGroupFactory, retries: int) -> None:
+        """What all trials share."""
+
+        def make(settings: dict[str, Any]) -> Trial:
+            return Trial(
+                experiment.run_identifier, config=settings, trial_id=trial_id(settings["number"]), storage=experiment.storage,
+                placement_group_factory=resources, max_failures=retries, experiment_tag=str(settings["number"]),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            )  # fmt: skip
+
+        self._make = make
+
+    def next_trial(self) -> Trial | None:
+        assert self._make is not None
+        if self._finished:
+            return None
+        try:
+            settings = self._follow()
+        except StopIteration:
+            self._finished = True
+            return None
+        return None if settings is None else self._make(settings)
+
+
+def run(
+    trainable: type[Trainable],
+    trials: Trials,
+    *,
+    scheduler: Any,
+    callback: Any,
+    resources: PlacementGroupFactory,
+    concurrency: int,
+    retries: int,
+    enough: Callable[[], str | None],
+) -> str | None:
+    """Run trials until there are no more, or `enough` says why no more are wanted. Raises KeyboardInterrupt at once."""
+    scratch = tempfile.mkdtemp(prefix="seekray-tune-")  # Tune wants a folder; nothing that counts is in it
+    experiment = Experiment(name="search", run=trainable, storage_path=scratch)
+    trials.begin(experiment, resources, retries)
+    controller = _Controller(
+        search_alg=trials, scheduler=scheduler, callbacks=[callback], reuse_actors=True, storage=experiment.storage
+    )
+    controller.update_max_pending_trials(concurrency)
+    try:
+        with Interrupts() as interrupts:
+            while not controller.is_finished():
+                controller.step()
+                interrupts.check()
+                if reason := enough():
+                    return reason
+        return None
+    finally:
+        controller.end()
+        shutil.rmtree(scratch, ignore_errors=True)

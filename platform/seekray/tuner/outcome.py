@@ -1,0 +1,60 @@
+"""What a search leaves: `best.yaml`, its table, its plot."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seekray.config import Experiment
+from seekray.experiment_file import dump
+from seekray.storage import Storage
+
+if TYPE_CHECKING:
+    from seekray.tracking.spool import Tracker
+    from seekray.tuner.journal import Entry
+    from seekray.tuner.search import Search
+
+
+def best_yaml(search: Search, best: Entry, given: Mapping[str, Any], source: str) -> str:
+    """An experiment that `train` accepts: what the file gave, and the best trial's values, each with where it comes from."""
+    found = {**given}
+    found.pop("tune", None)
+    comments = {key: f"trial {best.number} of {search.search_id}: {_how(search, key)}" for key in best.values}
+    if search.tune.metric:
+        comments["training.metric"] = "tune.metric"
+    head = (
+        f"The best of {len(search.journal.ended)} trials of {search.search_id}: trial {best.number}, "
+        f"validation {search.metric} {best.value:.6g}.\nValues without a comment are those of {source}."
+    )
+    return dump(
+        found, {**best.values, **({"training.metric": search.tune.metric} if search.tune.metric else {})}, comments, head
+    )
+
+
+def _how(search: Search, key: str) -> str:
+    parameter = search.tune.space[key]
+    what = list(parameter.choice) if parameter.choice is not None else list(parameter.range)
+    return f"{search.tune.searcher} over {parameter.kind} {json.dumps(what)}"
+
+
+def leave(search: Search, run: Storage, best_file: str, tracker: Tracker) -> None:
+    """Write the results into the search's run, and tell MLflow of them."""
+    from seekray import plots
+
+    trials = [entry.as_json() for entry in search.journal.trials.values()]
+    texts = {"best.yaml": best_file, "trials.json": json.dumps(trials, indent=1)}
+    for name, text in texts.items():
+        run.write_bytes(name, text.encode())
+        tracker.text(name, text)
+    with tempfile.TemporaryDirectory() as folder:
+        plot = plots.search_history(trials, search.metric, search.higher, Path(folder) / "history.png")
+        run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
+        tracker.file(plot, f"plots/{plot.name}")
+
+
+def given_by(experiment: Experiment) -> dict[str, Any]:
+    """What an experiment says, without defaults."""
+    return experiment.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -1,0 +1,214 @@
+"""The search itself: which trial is next, what became of each, when it is enough. Tune calls it at every event."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from seekray.config import Experiment
+from seekray.errors import SeekrayError, UserError
+from seekray.experiment_file import value_of, with_values
+from seekray.session import points
+from seekray.storage import Storage
+from seekray.tracking.spool import Tracker
+from seekray.train_state import objective
+from seekray.trainer import check_size, run_tags, write_start
+from seekray.tuner.data import Datasets
+from seekray.tuner.journal import Entry, Journal
+from seekray.tuner.samplers import sampler
+from seekray.tuner.table import Table
+
+FIRST = 5  # trials that all fail end a search
+
+
+class Search(Callback):  # type: ignore[misc]
+    """The trials of one search.
+
+    runs: the folder in which the search's run and those of its trials are; each trial is a run of its own, the child of the
+    search's, whose id begins with the search's.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        search_id: str,
+        runs: Storage,
+        data: Datasets,
+        tracker: Tracker,
+        table: Table,
+        rungs: list[int],
+    ) -> None:
+        assert experiment.tune is not None
+        self.experiment, self.tune, self.search_id = experiment, experiment.tune, search_id
+        # What all trials share. The metric of the search picks each trial's best weights too.
+        plain = with_values(experiment, {"training.metric": self.tune.metric or experiment.training.metric})
+        self._plain = plain.model_copy(update={"register_as": None})
+        self._runs, self._data, self._tracker, self.table, self._rungs = runs, data, tracker, table, rungs
+        self.metric, self.higher = objective(plain)
+        self.journal = Journal(runs.child(search_id))
+        others = {k for p in self.tune.space.values() for k in p.when} - self.tune.space.keys()
+        self._sampler = sampler(self.tune, {k: value_of(experiment, k) for k in others})
+        self._waiting: list[Entry] = []
+        self._began = time.monotonic()
+        self._spent = sum(e.seconds for e in self.journal.trials.values())
+        self._since: dict[int, float] = {}
+        self.room: Callable[[], bool] = lambda: True
+        for entry in sorted(self.journal.trials.values(), key=lambda e: e.number):
+            self._sampler.again(entry, self.score(entry))
+            if not entry.ended:
+                self._waiting.append(entry)
+
+    # ---- what is asked
+
+    def score(self, entry: Entry) -> float | None:
+        """Higher for better; None where a trial has no value."""
+        return None if entry.value is None or entry.status == "failed" else entry.value if self.higher else -entry.value
+
+    @property
+    def best(self) -> Entry | None:
+        """The best trial so far; the first of equals."""
+        scored = [(score, e) for e in self.journal.trials.values() if (score := self.score(e)) is not None]
+        return max(scored, key=lambda pair: (pair[0], -pair[1].number))[1] if scored else None
+
+    @property
+    def running(self) -> list[Entry]:
+        """Begun and not ended."""
+        return [e for e in self.journal.trials.values() if not e.ended and e not in self._waiting]
+
+    def enough(self) -> str | None:
+        """Why no more is needed, or None. Raises SeekrayError where the first trials have all failed."""
+        ended = self.journal.ended
+        if len(ended) >= min(FIRST, self.tune.trials) and all(e.status == "failed" for e in ended):
+            reasons = "\n".join(dict.fromkeys(f"  trial {e.number}: {e.reason}" for e in ended[:FIRST]))
+            raise SeekrayError(f"the first {len(ended)} trials all failed; the search is stopped:\n{reasons}")
+        best = self.best
+        if self.tune.time is not None and time.monotonic() - self._began >= self.tune.time:
+            return f"the time is over ({self.tune.time:g} s)"
+        if best is not None and best.value is not None and self._on_target(best.value):
+            return f"the target is reached ({self.metric} {best.value:.4g})"
+        later = [e for e in ended if best is not None and e.number > best.number]
+        if self.tune.plateau is not None and len(later) >= self.tune.plateau:
+            return f"{len(later)} trials in a row brought nothing better"
+        return None
+
+    def _on_target(self, value: float) -> bool:
+        target = self.tune.target
+        return target is not None and (value >= target if self.higher else value <= target)
+
+    def next(self) -> dict[str, Any] | None:
+        """Settings of the next trial, None where there is no room for one; StopIteration at the end."""
+        while True:
+            if self._waiting:
+                return self._settings(self._waiting.pop(0))
+            number = max(self.journal.trials, default=-1) + 1
+            if number >= self.tune.trials:
+                raise StopIteration
+            if not self.room():
+                return None
+            values = self._sampler.ask(number)
+            if values is None:
+                raise StopIteration
+            entry = Entry(number, f"{self.search_id}-t{number:03d}", values)
+            try:
+                self.journal.write(entry)
+                return self._settings(entry)
+            except UserError as error:  # an impossible combination
+                self._end(entry, "failed", error.message)
+                if self.enough():
+                    raise StopIteration from None
+
+    def _settings(self, entry: Entry) -> dict[str, Any]:
+        experiment = self.trial_experiment(entry)
+        ready = self._data.ready(experiment)
+        check_size(experiment, ready.prepared)
+        run = self._runs.child(entry.run_id)
+        resume = run.exists("run.json")
+        write_start(run, experiment, ready.prepared, resume=resume)
+        tags = run_tags(experiment, ready.prepared) | {"parent": self.search_id, "trial": str(entry.number)}
+        Tracker(run, entry.run_id).start(experiment.name, experiment.as_json(), tags)
+        return {
+            "number": entry.number, "run_id": entry.run_id, "search_id": self.search_id, "run": run.uri,
+            "experiment": experiment.as_json(), "data": ready.shared, "rungs": self._rungs,
+        }  # fmt: skip
+
+    def trial_experiment(self, entry: Entry) -> Experiment:
+        """The experiment of a trial. Raises ConfigError for values that do not go together."""
+        return with_values(self._plain, entry.values)
+
+    # ---- what is told, by Tune
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        entry = self._entry(trial)
+        self._since[entry.number] = time.monotonic() - entry.seconds
+        self.table.event(f"trial {entry.number}: running, {shown(entry.values)}")
+
+    def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
+        entry = self._entry(trial)
+        entry.epoch, entry.seconds = result["epoch"], time.monotonic() - self._since[entry.number]
+        if result.get("score") is not None:
+            entry.value = result["score"] if self.higher else -result["score"]
+            if not entry.rungs or entry.rungs[-1][0] < entry.epoch:
+                entry.rungs.append((entry.epoch, entry.value))
+        if "failed" not in result:
+            self.journal.write(entry)
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        entry, last = self._entry(trial), trial.last_result
+        if "failed" in last:
+            self._end(entry, "failed", last["failed"])
+        elif last["finished"]:
+            self._end(entry, "finished")
+        else:
+            self._end(entry, "stopped", f"behind others at epoch {entry.epoch}")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        error = trial.get_pickled_error()
+        text = str(error).strip().splitlines()[0] if error else "no reason was told"
+        logging.getLogger(__name__).info("trial %s: %s", trial, error)
+        self._end(self._entry(trial), "failed", f"its process died: {text[:300]}")
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self.table.draw(self)
+
+    def _entry(self, trial: Trial) -> Entry:
+        return self.journal.trials[trial.config["number"]]
+
+    def _end(self, entry: Entry, status: str, reason: str = "") -> None:
+        entry.status, entry.reason = status, reason
+        if status == "failed":
+            entry.value = None
+        self.journal.write(entry)
+        self._sampler.tell(entry, self.score(entry))
+        run = self._runs.child(entry.run_id)
+        if run.exists("run.json"):
+            tracker = Tracker(run, entry.run_id)
+            tracker.tags({"trial_status": status, "trial_reason": reason} if reason else {"trial_status": status})
+            tracker.finish("failed" if status == "failed" else "finished", reason)
+        best = self.best
+        if best is not None and best.value is not None:
+            told = {f"best_{self.metric}": best.value, "trials_ended": float(len(self.journal.ended))}
+            self._tracker.points(points(told, len(self.journal.ended)))
+        self.table.event(self._line(entry, best is entry))
+
+    def _line(self, entry: Entry, best: bool) -> str:
+        value = "" if entry.value is None else f" {self.metric} {entry.value:.4g} after {entry.epoch} epochs"
+        reason = f" ({entry.reason})" if entry.reason else ""
+        return f"trial {entry.number}: {entry.status}{value}{reason}{', the best so far' if best else ''}"
+
+    def close(self, reason: str) -> None:
+        """Trials that the search's end stopped; those with a value have their best checkpoint."""
+        for entry in self.running:
+            if entry.value is None:
+                self._end(entry, "failed", f"{reason}, before its first rung")
+            else:
+                self._end(entry, "stopped", reason)
+
+
+def shown(values: dict[str, Any]) -> str:
+    """`training.lr 0.0012, model.dropout 0.3`."""
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
