@@ -149,7 +149,8 @@ def test_named_and_registered_as_its_file(file: Path) -> None:
 
 @examples
 def test_says_how_it_is_run(file: Path) -> None:
-    assert f"#   seekray train examples/{file.name}\n" in file.read_text()
+    verb = "tune" if experiment_file.load(file).tune else "train"
+    assert f"#   seekray {verb} examples/{file.name}\n" in file.read_text()
 
 
 LONG = {"glucose", "languages", "language-ngrams"}  # 20 s and more, of what the others show in a few

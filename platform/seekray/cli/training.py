@@ -18,7 +18,7 @@ Data = Annotated[str, typer.Option("--data", help="sample:NAME, a file, a folder
 def add(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(epilog=example("seekray train examples/digits.yaml --set training.epochs=10"))(train)
-    app.command(epilog=example("seekray tune examples/digits-tune.yaml --register digits"))(tune)
+    app.command(epilog=example("seekray tune examples/digits-tune.yaml --set tune.trials=10 --register digits"))(tune)
     app.command(epilog=example("seekray evaluate digits@champion --data new.csv --by region"))(evaluate)
     app.command(epilog=example("seekray predict digits@champion --data new.csv --out answers.parquet"))(predict)
     app.command(epilog=example("seekray verify digits/3 --data new.csv"))(verify)
