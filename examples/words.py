@@ -2,7 +2,7 @@
 
     python examples/words.py [OUT]        (default: words.parquet)
 
-Needs espeak-ng (Debian's package of that name; `make install` has it) and writes a row a sound: audio (the bytes of a WAV file),
+Needs espeak-ng (Debian's package; `make install` has it) and writes a row a sound: audio (the bytes of a WAV file),
 label, voice. It downloads nothing.
 """
 
