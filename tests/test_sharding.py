@@ -108,6 +108,12 @@ def test_losses_are_those_of_one_worker(runs: Path) -> None:
     same_history(alone, last_of(runs / "2"), tolerance=1e-4)
 
 
+def test_they_begin_with_the_same_bits(runs: Path) -> None:
+    begun = [Checkpoints(Storage(str(runs / name))).load(0).group("weights") for name in ("1", "2")]
+    assert all(found.keys() == begun[0].keys() for found in begun)
+    assert all(torch.equal(value, found[key]) for found in begun for key, value in begun[0].items())
+
+
 def test_each_rank_holds_about_half(runs: Path, tmp_path: Path) -> None:
     """Of all memory that tensors take: weights and, after steps, optimizer state; nothing stays gathered."""
     one = run_here(given(runs, 0, "pretrain", WIDE, {"training": {"max_steps": 1}}), None, tmp_path)
@@ -115,6 +121,7 @@ def test_each_rank_holds_about_half(runs: Path, tmp_path: Path) -> None:
     moments = sum(v.nbytes for v in one.group("optimizer/lm").values())
     for rank in range(2):
         held = json.loads((runs / "held" / f"{rank}.json").read_text())
+        assert held["built"] == (0 if rank else weights), "rank 0 alone has ever held all weights"
         assert held["start"] == pytest.approx(weights / 2, rel=0.1)
         assert held["steps"] == pytest.approx((weights + moments) / 2, rel=0.1)
         assert held["validation"] == pytest.approx(held["steps"], rel=0.02)

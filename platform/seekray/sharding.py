@@ -24,11 +24,16 @@ from seekray.checkpoint import rows_of
 def shard(modules: Mapping[str, nn.Module], parts: Sequence[nn.Module], device: torch.device) -> None:
     """Cut modules over all ranks, in place, and move them to the device, a part at a time: it never holds a whole model.
 
+    Rank 0 has the weights; the others' modules are on torch's meta device and get their rows a parameter at a time, so
+    that they begin as one process would, whose random numbers no rank could draw for its rows alone.
+
     parts: submodules that are gathered for their own forward and backward pass; what is outside of them is gathered
         from a module's forward pass to its backward pass.
     """
     # The families do nothing in place to what a module returns.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    first = dist.get_rank() == 0
+    whole = {(m, name): p.detach() for m in modules.values() for name, p in m.named_parameters()} if first else {}
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in [*parts, *modules.values()]:
         fully_shard(module, mesh=mesh, reshard_after_forward=all(module is not m for m in modules.values()))
@@ -36,6 +41,28 @@ def shard(modules: Mapping[str, nn.Module], parts: Sequence[nn.Module], device: 
         # A loss is a sum divided by the global rows: gradients are summed over ranks, not averaged.
         cut.set_gradient_divide_factor(1.0)
         cut.set_force_sum_reduction_for_comms(True)
+    for module in modules.values():
+        if any(p.is_meta for p in module.parameters()):
+            module.to_empty(device=device)
+        else:
+            module.to(device)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            _from_first(tensor, whole.pop((module, name), None))
+
+
+@torch.no_grad()
+def _from_first(tensor: Tensor, whole: Tensor | None) -> None:
+    """Give a rank its rows of a parameter, or a buffer, as rank 0 has them; `whole`: a parameter's, there."""
+    if not isinstance(tensor, DTensor):
+        dist.broadcast(tensor, 0)
+        return
+    own, start = tensor.to_local(), 0
+    for rank, rows in enumerate(rows_of(len(tensor), dist.get_world_size())):
+        if rank and rows and whole is not None:
+            dist.send(whole[start : start + rows].to(own.device).contiguous(), rank)
+        elif rank and rows and rank == dist.get_rank():
+            dist.recv(own, 0)
+        start += rows
 
 
 def let_go(modules: Mapping[str, nn.Module]) -> None:

@@ -47,11 +47,14 @@ class TrainState:
         self.task = experiment.task
         self.family = get_family(experiment.family)
         torch.manual_seed(training.seed)
-        self.modules = self.family.build(experiment.model, schema)
+        # Of a model that is cut, rank 0 has all weights until the others have theirs.
+        empty = experiment.resources.shard and session.rank > 0
+        with torch.device("meta") if empty else contextlib.nullcontext():
+            self.modules = self.family.build(experiment.model, schema)
         if initial and session.resume_from is None:
             load_initial(self.modules, initial)
         for module in self.modules.values():
-            module.to("cpu" if experiment.resources.shard else session.device, session.dtype)
+            module.to(None if experiment.resources.shard else session.device, session.dtype)
             if training.compile:
                 module.compile()
         self._sharding = self._shard(session) if experiment.resources.shard else None

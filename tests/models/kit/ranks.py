@@ -131,13 +131,23 @@ def _shared(job: dict[str, Any]) -> None:
 def _held(given: Experiment, prepared: Prepared, out: str) -> None:
     """Bytes of the tensors that a rank holds: after the start, after two steps, and after a validation."""
     session = RankSession(given.training, Storage(out), listener=Listen())
-    before = _storages()
+    from seekray import sharding
+
+    before, built = _storages(), 0
+    cut = sharding.shard
+
+    def noted(modules: Any, *more: Any) -> None:
+        nonlocal built
+        built = sum(p.nbytes for m in modules.values() for p in m.parameters() if not p.is_meta)
+        cut(modules, *more)
+
+    sharding.shard = noted
     state = TrainState(given, session, prepared.schema, prepared.train, prepared.validation)
 
     def more() -> int:
         return sum(size for pointer, size in _storages().items() if pointer not in before)
 
-    said = {"start": more()}
+    said = {"built": built, "start": more()}
     for number, batch in enumerate(state.batches):
         session.begin(batch)
         state.family.train_step(state.modules, state.optimizers, batch, session)
