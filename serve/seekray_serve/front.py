@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -132,9 +132,8 @@ class FrontApp(Application):
     async def _relayed(self, path: str, body: bytes, headers: Mapping[str, str], receive: Receive) -> Response:
         answer = await self._ask("POST", path, body, headers)
         if answer.content_type == EVENTS.decode():
-            return EventStream(answer.content.iter_any(), receive, answer.close, path)
-        async with answer:
-            return _returned(answer.status, answer.headers, await answer.read())
+            return EventStream(_whole_events(answer), receive, answer.close, path)
+        return _returned(answer.status, answer.headers, await _read(answer))
 
     async def server(self, scope: Scope, receive: Receive) -> Response:
         """Open Inference Protocol's server metadata."""
@@ -192,8 +191,8 @@ class FrontApp(Application):
     async def _fetch(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
     ) -> tuple[int, Mapping[str, str], bytes]:
-        async with await self._ask(method, path, body, headers) as answer:
-            return answer.status, answer.headers, await answer.read()
+        answer = await self._ask(method, path, body, headers)
+        return answer.status, answer.headers, await _read(answer)
 
     async def _ask(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
@@ -206,7 +205,36 @@ class FrontApp(Application):
         try:
             return await self._session.request(method, self._url + path, data=body or None, headers=headers)
         except aiohttp.ClientError as error:
-            raise RequestError(503, "unavailable", f"the ingress does not answer: {error}") from error
+            raise _unavailable(error) from error
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    """The whole body, and the connection given back."""
+    import aiohttp
+
+    try:
+        async with answer:
+            return await answer.read()
+    except aiohttp.ClientError as error:
+        raise _unavailable(error) from error
+
+
+async def _whole_events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """A stream's events as they come, none in part; a stream that breaks is told as such."""
+    import aiohttp
+
+    rest = b""
+    try:
+        async for part in answer.content.iter_any():
+            whole, end, rest = (rest + part).rpartition(b"\n\n")
+            if end:
+                yield whole + end
+    except aiohttp.ClientError as error:
+        raise RequestError(503, "unavailable", "the replica that made this answer has ended; ask again") from error
+
+
+def _unavailable(error: Exception) -> RequestError:
+    return RequestError(503, "unavailable", f"the ingress does not answer: {error}")
 
 
 def _returned(status: int, headers: Mapping[str, str], body: bytes) -> Response:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from seekray.errors import DataError, SeekrayError
+from seekray.data.values import json_value
+from seekray.errors import DataError, SeekrayError, UserError
 from seekray_serve import generation_docs
 from seekray_serve.batching import Batcher
 from seekray_serve.engine import EngineThread, Ticket
@@ -26,7 +28,7 @@ from seekray_serve.http import (
     read_body,
     require_json,
 )
-from seekray_serve.openai_api import Asked, Writer, read
+from seekray_serve.openai_api import Asked, Writer, read, read_images
 from seekray_serve.openapi import listed
 from seekray_serve.options import Limits
 from seekray_serve.replica import deployed
@@ -217,6 +219,8 @@ class RowApp(GenerationApp):
             self._run, max_rows=1, max_queued=self.limits.max_queued_requests
         )
         self.add("POST", "/v1/generate", self.generate)
+        if generator.task == "images":
+            self.add("POST", "/v1/images/generations", self.images)
 
     @property
     def example(self) -> dict[str, Any]:
@@ -247,6 +251,22 @@ class RowApp(GenerationApp):
         self.generator.request(body)  # wrong before it waits
         table = await unless_gone(receive, self.batcher.submit(body, 1))
         return self._written(table, header(scope, b"accept") or b"")
+
+    async def images(self, scope: Scope, receive: Receive) -> Response:
+        """OpenAI's `/v1/images/generations`; the prompt says the condition."""
+        schema: Any = self.generator.schema
+        high, wide = schema.subject.state["size"]
+        name, most = self.generator.name, self.limits.max_rows
+        request = read_images(await self.body(scope, receive), name, schema.conditions, f"{wide}x{high}", most)
+        try:
+            self.generator.request(request)
+            table = await unless_gone(receive, self.batcher.submit(request, 1))
+        except UserError as error:
+            if not isinstance(error, RequestError):  # a condition that cannot be, in the words of the caller's interface
+                error.field = error.field if error.field == "seed" else "prompt"
+            raise
+        made = [{"b64_json": json_value(image)} for image in table.column(schema.subject.name).to_pylist()]
+        return json_response({"created": int(time.time()), "data": made, **self.about})
 
     def _run(self, jobs: Sequence[dict[str, Any]]) -> list[pa.Table | Exception]:
         found: list[pa.Table | Exception] = []

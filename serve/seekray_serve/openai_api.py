@@ -85,6 +85,42 @@ def read(body: object, name: str, *, chat: bool) -> Asked:
     return Asked(chat, request, messages, stream, stream and bool(options.get("include_usage")))
 
 
+def read_images(body: object, name: str, conditions: Sequence[str], size: str, most: int) -> dict[str, Any]:
+    """A body for `/v1/images/generations` as a request of rows. Raises RequestError, which names the parameter.
+
+    The prompt says the conditions: the value of the only one, `column=value, column=value` of several, or nothing.
+    """
+    if not isinstance(body, dict):
+        raise RequestError(400, "bad_input", f"the body is {type(body).__name__}, expected a JSON object")
+    given = {key: value for key, value in body.items() if value is not None}
+    if given.get("model", name) != name:
+        raise RequestError(404, "model_not_found", f"there is {name!r} here, not {given['model']!r}", field="model")
+    for key in given.keys() - {"model", "prompt", "n", "size", "response_format", "seed", "user"}:
+        raise RequestError(400, "unsupported_parameter", f"{key!r} is not supported here; leave it out", field=key)
+    if given.get("size", "auto") not in ("auto", size):
+        raise _wrong("size", given["size"], f"the model makes {size}")
+    if given.get("response_format", "b64_json") != "b64_json":
+        raise _wrong("response_format", given["response_format"], "expected b64_json: images are not kept for a url")
+    rows = given.get("n", 1)
+    if not isinstance(rows, int) or isinstance(rows, bool) or not 1 <= rows <= most:
+        raise _wrong("n", rows, f"expected 1 to {most}")
+    prompt = given.get("prompt", "")
+    if not isinstance(prompt, str):
+        raise _wrong("prompt", prompt, "expected a text")
+    where: dict[str, str] = {}
+    if "=" in prompt:
+        pairs = (part.partition("=") for part in prompt.split(","))
+        where = {key.strip(): value.strip() for key, _, value in pairs}
+    elif prompt.strip() and len(conditions) == 1:
+        where = {conditions[0]: prompt.strip()}
+    elif prompt.strip():
+        told = (
+            f"expected column=value of {', '.join(conditions)}" if conditions else "the model has no condition: leave it empty"
+        )
+        raise _wrong("prompt", prompt, told)
+    return {"rows": rows, "seed": given.get("seed", secrets.randbits(31)), "where": where}
+
+
 def _check_names(given: Mapping[str, Any], chat: bool) -> None:
     own = (_OWN | _CHAT_OWN) - {"prompt"} if chat else _OWN - {"messages"}
     for key, value in given.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import io
 import json
 import socket
@@ -13,18 +15,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy
 import openai
 import pyarrow as pa
 import pytest
 import uvicorn
+from PIL import Image
 from pyarrow import csv
-from small_lm import write_bundle
+from small_lm import untrained, write_bundle
 from tests.serving import call
 
-from seekray.experiment_file import validate
 from seekray.generator import Generator, json_rows
-from seekray.settings import read_settings
-from seekray.trainer import train
+from seekray_serve.front import FrontApp
 from seekray_serve.generation import TextApp, load
 from seekray_serve.options import Limits
 
@@ -310,18 +312,14 @@ def test_the_page_and_the_document_tell_what_works(served):
 
 @pytest.fixture(scope="module")
 def rows_served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Generator]]:
-    """A generator of rows that knows what it was told before a step of training or two."""
-    settings = read_settings({"SEEKRAY_HOME": str(tmp_path_factory.mktemp("train"))})
     raw = {
         "name": "flowers",
         "family": "gen",
         "task": "rows",
         "data": {"source": "sample:wine"},
         "model": {"condition": "label", "hidden_size": 16},
-        "training": {"epochs": 1},
-        "resources": {"workers": 0},
     }
-    bundle = train(validate(raw), settings).bundle
+    bundle = untrained(tmp_path_factory.mktemp("gen"), raw)
     with Server(load(str(bundle), Limits(max_rows=500), name="flowers", version="2")) as server:
         yield server, Generator.load(bundle)
 
@@ -362,3 +360,75 @@ def test_the_example_of_rows_works(rows_served):
     assert len(call(url + about["endpoint"], about["example"])[1]["rows"]) == about["example"]["rows"]
     assert call(f"{url}/healthz")[1]["queued"] == 0
     assert call(f"{url}/openapi.json")[1]["paths"]["/v1/generate"]["post"]["requestBody"]
+
+
+def test_images_by_openais_client(tmp_path):
+    for side, columns in (("left", slice(0, 4)), ("right", slice(4, 8))):
+        (tmp_path / "sides" / side).mkdir(parents=True)
+        for number in range(12):
+            pixels = numpy.zeros((8, 8), numpy.uint8)
+            pixels[:, columns] = 200 + number
+            Image.fromarray(pixels).save(tmp_path / "sides" / side / f"{number}.png")
+    raw = {
+        "name": "sides",
+        "family": "gen",
+        "task": "images",
+        "data": {
+            "source": str(tmp_path / "sides"),
+            "features": {"image": {"kind": "image", "size": [8, 8], "channels": 1}, "label": {"kind": "categorical"}},
+        },
+        "model": {"condition": "label", "hidden_size": 8},
+    }
+    bundle = untrained(tmp_path, raw)
+    with Server(load(str(bundle), Limits(), name="sides", version="1")) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        request = {"model": "sides", "n": 2, "extra_body": {"seed": 4}}
+        found = client.images.generate(prompt="left", size="8x8", **request)
+        want = Generator.load(bundle).generate(rows=2, seed=4, where={"label": "left"})["image"].to_pylist()
+        assert [base64.b64decode(image.b64_json) for image in found.data] == want
+        assert Image.open(io.BytesIO(want[0])).size == (8, 8)
+        assert client.images.generate(prompt="label=left", **request).data == found.data
+        for change, param in (
+            ({"prompt": "up"}, "prompt"),
+            ({"size": "1024x1024"}, "size"),
+            ({"response_format": "url"}, "response_format"),
+        ):
+            with pytest.raises(openai.BadRequestError) as raised:
+                client.images.generate(**{"prompt": "left", **request, **change})
+            assert raised.value.param == param
+
+
+def test_a_stream_that_breaks_behind_the_front_door_is_told_in_an_event():
+    about = json.dumps({"name": "chat", "version": "1"}).encode()
+    event = b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n'
+
+    def handle(connection: socket.socket) -> None:
+        with connection:
+            path = connection.recv(65536).split()[1]
+            body = {b"/-/routes": b'{"/chat": "chat"}', b"/chat/v1/model": about}.get(path)
+            if body is not None:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            else:  # a whole event and a part of one, and then it dies
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+                part = event + event[:20]
+                connection.sendall(head + b"%x\r\n%s\r\n" % (len(part), part))
+                time.sleep(0.3)  # the event is read before the connection breaks
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                handle(listener.accept()[0])
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=accept, daemon=True).start()
+    with Server(FrontApp(f"http://127.0.0.1:{listener.getsockname()[1]}")) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        stream = client.completions.create(model="chat", prompt="a", stream=True)
+        assert next(stream).choices[0].text == "a"
+        with pytest.raises(openai.APIError, match="the replica that made this answer has ended"):
+            next(stream)
+        for model in ("beer", None):
+            with pytest.raises(openai.APIStatusError) as refused:
+                client.completions.create(model=model, prompt="a")
+            assert refused.value.param == "model"
+    listener.close()

@@ -62,12 +62,9 @@ def learn(net: Transformer, ids: Sequence[int], steps: int = 150, length: int = 
 
 def write_bundle(folder: Path, text: str = "", template: str | None = None, **model: Any) -> Path:
     """A bundle of a model of bytes: with random weights, or one that has read `text`. template: of chats."""
-    from seekray import bundle
     from seekray.data.tables.features import Feature
     from seekray.data.text.schema import TextSchema
     from seekray.data.text.tokenizer import train
-    from seekray.generator import open_model
-    from seekray.storage import Storage
 
     tokenizer = train("byte", [], 0, "<|end|>")
     net = small(**{"vocab_size": tokenizer.size, "context_length": 96} | model)
@@ -77,11 +74,28 @@ def write_bundle(folder: Path, text: str = "", template: str | None = None, **mo
         tokenizer, "pretrain", tokenizer.size, net.config.context_length, (Feature("text", "text", "once"),),
         chat_template=template,
     )  # fmt: skip
-    info = {
-        "name": "small", "family": "lm", "task": "pretrain", "model": net.config.model_dump(), "serve": {}, "fingerprint": {},
-        "metrics": {}, "intervals": {},
-    }  # fmt: skip
-    tensors = {f"lm/{name}": value for name, value in net.state_dict().items()}
+    return _written(folder, {"name": "small", "family": "lm", "task": "pretrain", "model": net.config}, schema, {"lm": net})
+
+
+def untrained(folder: Path, raw: dict[str, Any]) -> Path:
+    """A bundle of an experiment, its data prepared and nothing learned: where only the way counts."""
+    from seekray.experiment_file import validate
+    from seekray.models import get_family
+
+    experiment = validate(raw)
+    prepared = experiment.prepare()
+    modules = get_family(experiment.family).build(experiment.model, prepared.schema)
+    info = {name: getattr(experiment, name) for name in ("name", "family", "task", "model")}
+    return _written(folder, info, prepared.schema, modules)
+
+
+def _written(folder: Path, info: dict[str, Any], schema: Any, modules: dict[str, Any]) -> Path:
+    from seekray import bundle
+    from seekray.generator import open_model
+    from seekray.storage import Storage
+
+    info = info | {"model": info["model"].model_dump(), "serve": {}, "fingerprint": {}, "metrics": {}, "intervals": {}}
+    tensors = {f"{key}/{name}": value for key, module in modules.items() for name, value in module.state_dict().items()}
     sample = open_model(info, schema, tensors).examples(pa.table({"text": ["abc"]}))  # type: ignore[union-attr]
     bundle.write(Storage(str(folder)), "bundle", info, schema, tensors, sample)
     return folder / "bundle"
