@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from seekray.models.recurrent import Pooling, Recurrent
 
@@ -80,6 +81,32 @@ def test_alone_or_padded_the_states_are_the_same(cell: Any, nonlinearity: Any, b
         for pooling in poolings:
             both = pooling(states, last, length)[row], pooling(alone, own, length[row : row + 1])[0]
             assert torch.allclose(*both, atol=1e-12), pooling.kind
+
+
+@cells
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_is_learned_from_padded_rows_is_what_packed_rows_teach(cell: Any, nonlinearity: Any, bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    net = Recurrent(3, 6, cell=cell, nonlinearity=nonlinearity, num_layers=2, bidirectional=bidirectional).double()
+    x, length = _rows([9, 1, 4])
+    x.requires_grad_()
+
+    def packed() -> tuple[Tensor, list[Tensor]]:
+        y: Any = pack_padded_sequence(x, length, batch_first=True, enforce_sorted=False)
+        last = []
+        for layer, before in zip(net.layers, net.begin(3, x), strict=True):
+            y, after = layer(y, before if cell == "lstm" else before[0])
+            last.append(after[0] if cell == "lstm" else after)
+        return pad_packed_sequence(y, batch_first=True)[0], last
+
+    def learned(states: Tensor, last: list[Tensor]) -> list[Tensor]:
+        weights = torch.linspace(-1, 2, states.numel(), dtype=torch.float64).view_as(states)
+        loss = (states * weights).sum() + sum(h.square().sum() for h in last)
+        return [states, *last, *torch.autograd.grad(loss, [x, *net.parameters()])]
+
+    states, last = net(x, length)
+    both = zip(learned(states, [h[0] for h in last]), learned(*packed()), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in both)
 
 
 @cells
