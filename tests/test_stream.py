@@ -20,9 +20,11 @@ from seekray.data.options import Data
 from seekray.data.prepared import Prepared
 from seekray.data.sequences.framing import framed_source
 from seekray.data.sources import open_source
-from seekray.errors import DataError, UserError
+from seekray.data.tables.fitting import fit
+from seekray.errors import UserError
 from seekray.evaluation import as_text, evaluate
 from seekray.importances import importances
+from seekray.models.rec import Rec
 from seekray.predictor import Predictor
 from seekray.report import conclude
 from seekray.storage import Storage
@@ -245,6 +247,13 @@ def test_a_state_of_another_model_and_a_model_without_states_are_refused(labels:
     both_ways = _trained(tmp_path / "x", "labelling", bidirectional=True)[2]
     with pytest.raises(UserError, match="cannot be fed step by step: it also reads from the end"):
         Stream(Predictor.load(both_ways))
+
+
+def test_characters_that_are_read_with_those_before_them_make_no_stream() -> None:
+    features = {"word": {"kind": "characters", "ngrams": [1, 2]}}
+    data = Data.model_validate({"source": "-", "target": "y", "features": features})
+    schema = fit(pa.table({"word": ["ab", "ba"], "y": [0, 1]}), data, "classification")
+    assert "word.ngrams" in str(Rec().not_streamable({"bidirectional": False, "pooling": "last"}, schema))
 
 
 def test_an_endpoint_hands_the_state_to_the_caller(labels: Any) -> None:

@@ -38,8 +38,8 @@ class Stream:
     def __init__(self, predictor: Predictor) -> None:
         """Raises UserError where a model cannot be fed so: it reads backwards, or its answer needs all steps at once."""
         self.predictor = predictor
-        reason = getattr(predictor.family, "not_streamable", lambda config: "its family keeps no state")
-        if why := reason(predictor.info["model"]):
+        reason = getattr(predictor.family, "not_streamable", lambda config, schema: "its family keeps no state")
+        if why := reason(predictor.info["model"], predictor.schema):
             raise UserError(f"model {predictor.name!r} cannot be fed step by step: {why}")
         self._states: dict[str, State] = {}
         # A row holds the new steps alone, however far a forecast looks back.

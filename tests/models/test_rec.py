@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from seekray.models.rec import cropped
 from seekray.models.recurrent import Pooling, Recurrent
 
 CELLS = [("elman", "sigmoid"), ("elman", "tanh"), ("elman", "relu"), ("gru", "tanh"), ("lstm", "tanh")]
@@ -71,7 +72,7 @@ def _rows(lengths: list[int], channels: int = 3) -> tuple[Tensor, Tensor]:
 def test_alone_or_padded_the_states_are_the_same(cell: Any, nonlinearity: Any, bidirectional: bool) -> None:
     torch.manual_seed(0)
     net = Recurrent(3, 6, cell=cell, nonlinearity=nonlinearity, num_layers=2, bidirectional=bidirectional).double().eval()
-    poolings = [Pooling(kind, net.size).double() for kind in ("last", "mean", "attention")]
+    poolings = [Pooling(kind, net.size).double() for kind in ("last", "mean", "max", "attention")]
     x, length = _rows([9, 1, 4])
     states, last = net(x, length)
     assert states.shape == (3, 9, net.size)
@@ -129,3 +130,27 @@ def test_bidirectional_last_is_the_end_of_each_direction() -> None:
     states, last = net(x, length)
     pooled = Pooling("last", net.size)(states, last, length)
     assert torch.allclose(pooled[1], torch.cat([states[1, 2, :4], states[1, 0, 4:]]), atol=1e-12)
+
+
+def test_a_crop_is_a_stretch_of_each_row() -> None:
+    torch.manual_seed(0)
+    length = torch.tensor([40, 31, 5])
+    numbers = torch.arange(1, 41).expand(3, 40)
+    inputs = {"symbols": torch.where(numbers <= length[:, None], numbers, 0)[..., None], "length": length}
+    inputs |= {"sequence": inputs["symbols"].float(), "dense": torch.ones(3, 2)}
+    shares, firsts = set(), set()
+    for _ in range(200):
+        got = cropped(inputs, 0.25, 8)
+        assert got["dense"] is inputs["dense"]
+        assert torch.equal(got["sequence"], got["symbols"].float())
+        assert got["symbols"].shape[1] == got["length"].max()
+        for row, (kept, whole) in enumerate(zip(got["length"].tolist(), length.tolist(), strict=True)):
+            steps = got["symbols"][row, :kept, 0]
+            assert torch.equal(steps, steps[0] + torch.arange(kept)), "steps that follow each other"
+            assert min(whole, 8) <= kept
+            assert whole / 4 <= kept
+            assert steps[-1] <= whole
+        shares.add(int(got["length"][0]))
+        firsts.add(int(got["symbols"][0, 0, 0]))
+    assert min(shares) <= 12 < 38 <= max(shares)
+    assert len(firsts) > 15

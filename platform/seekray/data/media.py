@@ -46,7 +46,19 @@ def texts(column: Column, name: str, rejects: Rejects) -> list[str | None]:
 
 
 def grams(text: str, analyzer: str, shortest: int, longest: int) -> Iterator[str]:
-    """n-grams of the lower-case words (joined by a space), or of the characters, of a text."""
+    """n-grams of the lower-case words (joined by a space), of the characters, or of those within each word, of a text.
+
+    char_word: a word has a space on each side, so that its beginning and its end are n-grams of their own.
+    """
+    if analyzer == "char_word":
+        for word in text.lower().split():
+            edged = f" {word} "
+            for n in range(shortest, longest + 1):
+                if n == 1:
+                    yield from word
+                else:
+                    yield from (edged[i : i + n] for i in range(len(edged) - n + 1))
+        return
     if analyzer == "word":
         tokens: Sequence[str] = WORD.findall(text.lower())
         joiner = " "
@@ -107,7 +119,7 @@ def fit_text(values: Sequence[str | None], options: FeatureOptions) -> tuple[Sta
     """The scale that brings the mean entry to 1 on the training rows."""
     state: State = {
         "buckets": options.buckets,
-        "ngrams": list(options.ngrams),
+        "ngrams": list(options.ngrams or (1, 2)),
         "analyzer": options.analyzer,
         "seed": 0,
         "scale": 1.0,

@@ -45,11 +45,19 @@ class FeatureOptions(Options):
 
     kind: Kind | None = Field(None, description="null: inferred from the column's type and values")
     max_categories: int = Field(
-        1000, ge=1, description="categorical, characters: the most frequent are kept, the rest is `other`"
+        1000,
+        ge=1,
+        description="categorical, characters and each of their n-grams: the most frequent are kept, the rest is `other`",
     )
     buckets: int = Field(1024, ge=2, description="text: number of hashed n-gram buckets")
-    ngrams: tuple[int, int] = Field((1, 2), description="text: shortest and longest n-gram")
-    analyzer: Literal["word", "char"] = Field("word", description="text: n-grams of words or of characters")
+    ngrams: tuple[int, int] | None = Field(
+        None,
+        description="text: shortest and longest n-gram, null: [1, 2]; characters: [1, N], "
+        "each step also knows the N - 1 characters before it, null: [1, 1]",
+    )
+    analyzer: Literal["word", "char", "char_word"] = Field(
+        "word", description="text: n-grams of words, of characters, or of the characters of each word with its edges"
+    )
     size: tuple[int, int] = Field((32, 32), description="image: height and width after resizing")
     trend: bool = Field(True, description="timestamp: false leaves the time of day, the weekday and the month alone")
     channels: Literal[1, 3] = Field(3, description="image: 1 grey, 3 RGB")

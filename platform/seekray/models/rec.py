@@ -16,6 +16,7 @@ from seekray.data.options import Data
 from seekray.data.prepared import Arrays, Prepared
 from seekray.data.sequences.baselines import fit_ewma, fit_ridge
 from seekray.data.sequences.batches import SequenceBatches
+from seekray.data.sequences.ragged import RAGGED
 from seekray.data.tables.features import FeatureSchema
 from seekray.data.tables.prepare import prepare
 from seekray.errors import DataError
@@ -38,7 +39,13 @@ class RecConfig(ModelConfig):
     bidirectional: bool = Field(False, description="also read from the end; not for streams")
     dropout: float = Field(0.0, ge=0, lt=1, description="between layers, and before the output")
     input_dropout: float = Field(0.0, ge=0, lt=1, description="on the inputs of each step")
-    pooling: Literal["last", "mean", "attention"] = Field("last", description="classification, forecast: of a row's states")
+    pooling: Literal["last", "mean", "max", "attention"] = Field(
+        "last", description="classification, forecast: of a row's states"
+    )
+    crop: float = Field(
+        1.0, gt=0, le=1, description="classification: learn from a stretch of each row, of at least this share of its steps"
+    )
+    crop_steps: int = Field(8, ge=1, description="crop: no stretch is shorter, unless its row is")
     embedding_size: int | None = Field(None, ge=1, description="of characters and categoricals; null: by their number")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="classification and labelling")
     quantiles: tuple[float, ...] = Field((0.1, 0.5, 0.9), description="forecast: what is predicted, the median among them")
@@ -79,6 +86,8 @@ class SequenceNet(nn.Module):
             nn.init.zeros_(self.head.weight)  # training begins at persistence
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        if self.training and self.config.crop < 1:
+            inputs = cropped(inputs, self.config.crop, self.config.crop_steps)
         return self.run(inputs, None)[0]
 
     def run(self, inputs: Mapping[str, Tensor], state: State | None) -> tuple[Tensor, State]:
@@ -115,6 +124,21 @@ class SequenceNet(nn.Module):
         return flat.view(targets.shape).sum(1)
 
 
+def cropped(inputs: Mapping[str, Tensor], least: float, steps: int) -> dict[str, Tensor]:
+    """A random stretch of each row's steps: what a row is, a part of it often is too.
+
+    The share, `least` to 1, is drawn once for all rows, so that rows of like length stay so; where a stretch begins is each
+    row's own. No stretch has fewer than `steps` steps, unless its row has.
+    """
+    whole = inputs["length"]
+    share = least + (1 - least) * torch.rand(())
+    length = torch.minimum(whole, (whole * share).ceil().long().clamp_min(steps))
+    first = (torch.rand(len(whole)) * (whole - length + 1)).long()
+    at = torch.minimum(first[:, None] + torch.arange(int(length.max()) if len(length) else 0), (first + length - 1)[:, None])
+    out = {k: v.take_along_dim(at.to(v.device)[..., None], 1) if k in RAGGED else v for k, v in inputs.items()}
+    return out | {"length": length}
+
+
 def _units(schema: FeatureSchema) -> tuple[float, float]:
     """Scale and shift from the standardised past of the target to the standardised values to come."""
     assert schema.frame is not None
@@ -142,6 +166,10 @@ class Rec(Supervised):
 
     def check(self, config: RecConfig, task: str, data: Data, training: Training) -> None:
         super().check(config, task, data, training)
+        if config.crop < 1 and task != "classification":
+            raise ValueError(
+                f"model.crop: {config.crop:g} given; it is for classification, where a part of a row has its class"
+            )
         if task == "forecast" and data.sequence is not None:
             if data.sequence.horizon is None:
                 raise ValueError("data.sequence.history and horizon are missing; a forecast needs to know how far it looks")
@@ -200,10 +228,12 @@ class Rec(Supervised):
             return {"loss": float(loss.sum() / steps), "accuracy": float(rows["right"].sum() / steps)}
         return {"loss": float(loss.mean()), "mae": float(rows["absolute"].double().mean())}
 
-    def not_streamable(self, model: Mapping[str, Any]) -> str | None:
-        """Why a model of this config cannot be fed step by step, None where it can."""
+    def not_streamable(self, model: Mapping[str, Any], schema: FeatureSchema) -> str | None:
+        """Why a model cannot be fed step by step, None where it can."""
         if model["bidirectional"]:
             return "it also reads from the end (model.bidirectional)"
+        if known := [f.name for f in schema.features if "ngrams" in f.state and f.kind == "characters"]:
+            return f"{known[0]!r} is read with the characters before each (data.features.{known[0]}.ngrams)"
         return None if model["pooling"] == "last" else f"model.pooling is {model['pooling']}, expected last"
 
     def forward_on(self, modules: Modules, inputs: dict[str, Tensor], state: State | None) -> tuple[Tensor, State]:

@@ -151,9 +151,7 @@ class Recurrent(nn.Module):
                 y = y._replace(data=self.dropout(y.data)) if isinstance(y, PackedSequence) else self.dropout(y)
             if learning:
                 y, h = (
-                    layer(y, before[0], length)
-                    if isinstance(layer, SigmoidRNN)
-                    else padded(layer, y, before, length)  # type: ignore[arg-type]
+                    layer(y, before[0], length) if isinstance(layer, SigmoidRNN) else padded(layer, y, before, length)  # type: ignore[arg-type]
                 )
                 last.append((h,))
             else:
@@ -168,12 +166,12 @@ class Recurrent(nn.Module):
 
 
 class Pooling(nn.Module):
-    """One vector of a row's states, (B, T, H) -> (B, H): the last, their mean, or a mean weighted by attention.
+    """One vector of a row's states, (B, T, H) -> (B, H): the last, their mean, largest, or a mean weighted by attention.
 
     Attention: softmax over the steps of v tanh(W h) (arXiv:1409.0473 with a fixed query).
     """
 
-    def __init__(self, kind: Literal["last", "mean", "attention"], size: int) -> None:
+    def __init__(self, kind: Literal["last", "mean", "max", "attention"], size: int) -> None:
         super().__init__()
         self.kind = kind
         self.score = nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, 1)) if kind == "attention" else None
@@ -183,9 +181,11 @@ class Pooling(nn.Module):
             h = last[-1][0]  # (directions, B, H): forward after the last step, backward after the first
             return torch.cat(tuple(h), dim=1)
         length = length.to(states.device)
-        if self.score is None:
+        if self.kind == "mean":
             return states.sum(1) / length[:, None]  # beyond the length there are zeros
         inside = torch.arange(states.shape[1], device=states.device) < length[:, None]
+        if self.score is None:
+            return states.masked_fill(~inside[..., None], -torch.inf).amax(1)
         weights = self.score(states)[..., 0].masked_fill(~inside, -torch.inf).softmax(1)
         pooled: Tensor = (weights[..., None] * states).sum(1)
         return pooled

@@ -75,6 +75,28 @@ def test_lists_and_characters_of_a_row_lie_side_by_side() -> None:
         schema.transform({"a": [[1.0, 2.0]], "b": [[[1.0, 2.0]]], "word": [None]})
 
 
+def test_each_step_may_know_the_characters_before_it() -> None:
+    table = pa.table({"word": ["abab", "ab", None], "y": [0, 1, 1]})
+
+    def schema(ngrams: list[int], kept: int = 9) -> FeatureSchema:
+        features = {"word": {"kind": "characters", "ngrams": ngrams, "max_categories": kept}}
+        return fit(table, Data.model_validate({"source": "-", "target": "y", "features": features}), "classification")
+
+    grams = schema([1, 3])
+    # 2-grams: "ab" three times, " a" twice, "ba"; 3-grams: "  a" and " ab" twice, "aba", "bab".
+    assert grams.vocabulary == (3, 4, 5)
+    found = grams.transform({"word": ["bab", "cab", None]})
+    assert found["length"].tolist() == [3, 3, 1]
+    assert found["symbols"][0].tolist() == [[2, 0, 0], [1, 3, 0], [2, 1, 4]]
+    assert found["symbols"][1].tolist() == [[0, 0, 0], [1, 0, 0], [2, 1, 0]]
+    assert found["symbols"][2, 0].tolist() == [0, 0, 0]
+    assert schema([1, 2], 2).vocabulary == (3, 3)
+    assert schema([1, 1]).to_json() == FeatureSchema.from_json(schema([1, 1]).to_json()).to_json()
+    assert FeatureSchema.from_json(grams.to_json()) == grams
+    with pytest.raises(DataError, match=r"ngrams: \[2, 3\] given; characters are read one by one"):
+        schema([2, 3])
+
+
 def test_a_row_does_not_depend_on_its_batch() -> None:
     schema = _schema()
     rows: dict[str, list[Any]] = {"a": [[3.0] * n for n in (1, 5, 2)], "b": [None] * 3, "word": ["a", "abcab", None]}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.data.conftest import picture, schema_of
 
+from seekray.data.media import grams
 from seekray.errors import DataError
 
 
@@ -76,6 +77,17 @@ class TestOtherKinds:
         assert int((chars.transform({"t": ["abcd"]})["dense"] > 0).sum()) == 2
         with pytest.raises(DataError, match="'t', row 0: expected a text, got 3"):
             schema.transform({"t": [3]})
+
+    def test_characters_of_words_know_where_a_word_begins_and_ends(self) -> None:
+        assert list(grams("Ab  c", "char_word", 1, 3)) == ["a", "b", " a", "ab", "b ", " ab", "ab ", "c", " c", "c ", " c "]
+        assert list(grams("c", "char_word", 4, 4)) == []
+        options = {"kind": "text", "analyzer": "char_word", "ngrams": [3, 3], "buckets": 4096}
+        schema = schema_of({"t": ["the end", "then"]}, {"t": options})
+        begins, inside, far = (schema.transform({"t": [t]})["dense"][0] > 0 for t in ("the x", "bathed", "end the"))
+        whole = schema.transform({"t": ["the end"]})["dense"][0] > 0
+        assert int((begins & whole).sum()) == 3, "' th', 'the' and 'he '"
+        assert int((inside & whole).sum()) == 1, "'the' alone"
+        assert torch.equal(far, whole), "n-grams end with their word"
 
     def test_image_is_resized_scaled_and_standardised(self) -> None:
         blobs = [picture((255, 0, 128)), picture((0, 0, 64), form="JPEG")]

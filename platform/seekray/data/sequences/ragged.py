@@ -6,7 +6,8 @@ and nothing that is computed from a row depends on what else is in its batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -127,11 +128,24 @@ def _matrix(value: Any) -> Array:
     return read.reshape(-1, width)
 
 
-def symbols(column: Any, name: str, rejects: Rejects, vocabulary: Mapping[str, int]) -> Ragged:
-    """int64 (S,) indices of the characters of texts; a missing text has no steps."""
+def symbols(column: Any, name: str, rejects: Rejects, vocabularies: Sequence[Mapping[str, int]]) -> Ragged:
+    """int64 (S, n) indices of the characters of texts and of the 2- to n-grams that end with each; a missing text has no steps.
+
+    vocabularies: those of the characters, of the 2-grams and so on.
+    """
     found = [t or "" for t in texts(column, name, rejects)]
-    flat = np.fromiter((vocabulary.get(c, UNKNOWN) for t in found for c in t), dtype=np.int64)
-    return Ragged(flat, ends(np.array([len(t) for t in found], dtype=np.int64)))
+    lengths = np.array([len(t) for t in found], dtype=np.int64)
+    flat = np.empty((int(lengths.sum()), len(vocabularies)), dtype=np.int64)
+    for number, vocabulary in enumerate(vocabularies):
+        grams = (g for t in found for g in _ending(t, number + 1))
+        flat[:, number] = np.fromiter((vocabulary.get(g, UNKNOWN) for g in grams), dtype=np.int64, count=len(flat))
+    return Ragged(flat, ends(lengths))
+
+
+def _ending(text: str, size: int) -> Iterator[str]:
+    """The n-gram that ends with each character; a space stands for what is before the text."""
+    edged = " " * (size - 1) + text
+    return (edged[i : i + size] for i in range(len(text)))
 
 
 def check_even(lengths: Mapping[str, Array], rejects: Rejects, *, labels: str | None = None) -> Array:
@@ -158,13 +172,18 @@ def fit_sequence(ragged: Ragged) -> tuple[State, list[str]]:
 
 
 def fit_characters(values: Sequence[str | None], options: FeatureOptions) -> tuple[State, list[str]]:
-    """The most frequent characters of the training rows, in the order of their frequency."""
-    counts: dict[str, int] = {}
-    for text in values:
-        for character in text or "":
-            counts[character] = counts.get(character, 0) + 1
-    kept = sorted(counts, key=lambda c: (-counts[c], c))[: options.max_categories]
-    return {"characters": kept}, ([] if kept else ["no training row has a character"])
+    """The most frequent characters of the training rows, in the order of their frequency, and n-grams likewise."""
+    shortest, longest = options.ngrams or (1, 1)
+    if shortest != 1:
+        raise DataError(
+            f"data.features.ngrams: [{shortest}, {longest}] given; characters are read one by one, so it begins with 1"
+        )
+    kept = []
+    for size in range(1, longest + 1):
+        counts = Counter(g for text in values for g in _ending(text or "", size))
+        kept.append(sorted(counts, key=lambda g: (-counts[g], g))[: options.max_categories])
+    state: State = {"characters": kept[0]} | ({"ngrams": kept[1:]} if longest > 1 else {})
+    return state, ([] if kept[0] else ["no training row has a character"])
 
 
 class SequenceBlock:
@@ -178,14 +197,17 @@ class SequenceBlock:
     def __init__(self, numeric: Sequence[Fitted], characters: Sequence[Fitted]) -> None:
         self.names = tuple(f.name for f in (*numeric, *characters))
         self._numeric = [(f.name, *_scale(f.state)) for f in numeric]
-        self._lookups = [(f.name, {c: i for i, c in enumerate(f.state["characters"], 1)}) for f in characters]
+        self._lookups = [
+            (f.name, [{g: i for i, g in enumerate(kept, 1)} for kept in (f.state["characters"], *f.state.get("ngrams", ()))])
+            for f in characters
+        ]
         self.channels = sum(len(mean) + len(flags) for _, mean, _, flags in self._numeric)
-        self.vocabulary = tuple(len(lookup) + 1 for _, lookup in self._lookups)
+        self.vocabulary = tuple(len(lookup) + 1 for _, lookups in self._lookups for lookup in lookups)
 
     def transform(self, columns: Columns, rows: int) -> dict[str, Array]:
         """`sequence` float32 (S, C), `symbols` int64 (S, K) and `offsets` (B+1,). Raises DataError, KeyError."""
         read = [sequences(columns[name], len(mean), name, STRICT) for name, mean, _, _ in self._numeric]
-        read += [symbols(columns[name], name, STRICT, lookup) for name, lookup in self._lookups]
+        read += [symbols(columns[name], name, STRICT, lookups) for name, lookups in self._lookups]
         offsets = ends(check_even({name: r.lengths for name, r in zip(self.names, read, strict=True)}, STRICT))
         numeric, characters = [], []
         for ragged, (_, mean, inverse, flags) in zip(read, self._numeric, strict=False):
@@ -200,7 +222,7 @@ class SequenceBlock:
         if numeric:
             out["sequence"] = np.concatenate(numeric, axis=1)
         if characters:
-            out["symbols"] = np.stack(characters, axis=1)
+            out["symbols"] = np.concatenate(characters, axis=1)
         return out
 
 
