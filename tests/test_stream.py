@@ -21,7 +21,7 @@ from seekray.data.prepared import Prepared
 from seekray.data.sequences.framing import framed_source
 from seekray.data.sources import open_source
 from seekray.data.tables.fitting import fit
-from seekray.errors import UserError
+from seekray.errors import DataError, UserError
 from seekray.evaluation import as_text, evaluate
 from seekray.importances import importances
 from seekray.models.rec import Rec
