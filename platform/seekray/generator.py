@@ -60,6 +60,11 @@ class Generator(LoadedModel):
         """The texts of a request, for an engine. Raises UserError."""
         return self._textual().jobs(self.schema, self.request(request))
 
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> list[tuple[int, torch.Tensor]]:
+        """Tokens and a vector (C,) of length 1 of each text, or of each list of ids. Raises UserError."""
+        with torch.inference_mode():
+            return self._textual().embed(self.modules, self.schema, texts)
+
     def logits(self, token_ids: Sequence[int]) -> torch.Tensor:
         """Of the token that follows each of T ids, (T, V). Raises UserError."""
         tokens = torch.tensor([list(token_ids)], device=self.device)

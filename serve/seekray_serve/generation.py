@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -28,7 +28,7 @@ from seekray_serve.http import (
     read_body,
     require_json,
 )
-from seekray_serve.openai_api import Asked, Writer, read, read_images
+from seekray_serve.openai_api import Asked, Writer, embeddings, read, read_embeddings, read_images
 from seekray_serve.openapi import listed
 from seekray_serve.options import Limits
 from seekray_serve.replica import deployed
@@ -121,6 +121,10 @@ class TextApp(GenerationApp):
         self._words: dict[int, str] = {}
         self.add("POST", "/v1/completions", self.completions)
         self.add("POST", "/v1/chat/completions", self.chat)
+        self.add("POST", "/v1/embeddings", self.embeddings)
+        self.embedder: Batcher[list[Any], list[Any]] = Batcher(
+            lambda jobs: [_tried(generator.embed, job) for job in jobs], max_rows=1, max_queued=queued
+        )
 
     @property
     def example(self) -> dict[str, Any]:
@@ -136,8 +140,9 @@ class TextApp(GenerationApp):
             pass
 
     async def shutdown(self) -> None:
-        """Let the engine's thread go."""
+        """Let the threads go."""
         self.engine.close()
+        self.embedder.close()
 
     def load(self) -> dict[str, int]:
         """Texts that wait for a row, texts that are being made, and tokens since the start."""
@@ -160,6 +165,12 @@ class TextApp(GenerationApp):
                 field="messages",
             )
         return await self._answer(read(body, self.generator.name, chat=True), receive)
+
+    async def embeddings(self, scope: Scope, receive: Receive) -> Response:
+        """OpenAI's `/v1/embeddings`: the mean of a text's last states."""
+        texts, packed = read_embeddings(await self.body(scope, receive), self.generator.name, self.limits.max_rows)
+        found = await unless_gone(receive, self.embedder.submit(texts, 1))
+        return Response(embeddings(found, packed, self.about))
 
     async def _answer(self, asked: Asked, receive: Receive) -> Response:
         # In a thread, since a long prompt takes long to encode.
@@ -269,13 +280,10 @@ class RowApp(GenerationApp):
         return json_response({"created": int(time.time()), "data": made, **self.about})
 
     def _run(self, jobs: Sequence[dict[str, Any]]) -> list[pa.Table | Exception]:
-        found: list[pa.Table | Exception] = []
-        for job in jobs:
-            try:
-                found.append(self.generator.generate(**job))
-            except SeekrayError as error:
-                found.append(error)
-        return found
+        return [_tried(self._made, job) for job in jobs]
+
+    def _made(self, request: dict[str, Any]) -> pa.Table:
+        return self.generator.generate(**request)
 
     def _written(self, table: pa.Table, accept: bytes) -> Response:
         from seekray.generator import json_rows
@@ -295,6 +303,14 @@ class RowApp(GenerationApp):
             csv.write_csv(table, buffer)
             return Response(buffer.getvalue(), content_type=CSV, headers=about)
         return json_response({"rows": json_rows(table), **self.about})
+
+
+def _tried(work: Callable[..., Any], *given: Any) -> Any:
+    """What `work` gives, or the error that its request deserves."""
+    try:
+        return work(*given)
+    except SeekrayError as error:
+        return error
 
 
 def _request(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,11 +50,7 @@ class Asked:
 
 def read(body: object, name: str, *, chat: bool) -> Asked:
     """A body that was sent to the model `name`. Raises RequestError, which names the parameter."""
-    if not isinstance(body, dict):
-        raise RequestError(400, "bad_input", f"the body is {type(body).__name__}, expected a JSON object")
-    given = {key: value for key, value in body.items() if value is not None}
-    if given.get("model", name) != name:
-        raise RequestError(404, "model_not_found", f"there is {name!r} here, not {given['model']!r}", field="model")
+    given = _named(body, name)
     _check_names(given, chat)
     request = {key: given[key] for key in _SAME if key in given}
     request.setdefault("seed", secrets.randbits(31))
@@ -90,11 +87,7 @@ def read_images(body: object, name: str, conditions: Sequence[str], size: str, m
 
     The prompt says the conditions: the value of the only one, `column=value, column=value` of several, or nothing.
     """
-    if not isinstance(body, dict):
-        raise RequestError(400, "bad_input", f"the body is {type(body).__name__}, expected a JSON object")
-    given = {key: value for key, value in body.items() if value is not None}
-    if given.get("model", name) != name:
-        raise RequestError(404, "model_not_found", f"there is {name!r} here, not {given['model']!r}", field="model")
+    given = _named(body, name)
     for key in given.keys() - {"model", "prompt", "n", "size", "response_format", "seed", "user"}:
         raise RequestError(400, "unsupported_parameter", f"{key!r} is not supported here; leave it out", field=key)
     if given.get("size", "auto") not in ("auto", size):
@@ -121,6 +114,40 @@ def read_images(body: object, name: str, conditions: Sequence[str], size: str, m
     return {"rows": rows, "seed": given.get("seed", secrets.randbits(31)), "where": where}
 
 
+def read_embeddings(body: object, name: str, most: int) -> tuple[list[Any], bool]:
+    """A body for `/v1/embeddings` as texts or lists of ids, and whether vectors shall be base64. Raises RequestError."""
+    given = _named(body, name)
+    for key in given.keys() - {"model", "input", "encoding_format", "user"}:
+        raise RequestError(400, "unsupported_parameter", f"{key!r} is not supported here; leave it out", field=key)
+    form = given.get("encoding_format", "float")
+    if form not in ("float", "base64"):
+        raise _wrong("encoding_format", form, "expected float or base64")
+    texts = _prompts(given.get("input"), "input")
+    if len(texts) > most:
+        raise RequestError(400, "bad_input", f"{len(texts)} texts given, at most {most} a request", field="input")
+    return texts, form == "base64"
+
+
+def embeddings(found: Sequence[tuple[int, Any]], packed: bool, model: Mapping[str, Any]) -> bytes:
+    """The answer of tokens and vectors, as lists of numbers or packed as float32 in base64."""
+    vectors = [vector.numpy().astype("<f4") for _, vector in found]
+    told = [base64.b64encode(v.tobytes()).decode() if packed else v for v in vectors]
+    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(told)]
+    tokens = sum(count for count, _ in found)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return orjson.dumps({"object": "list", "data": data, **model, "usage": usage}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _named(body: object, name: str) -> dict[str, Any]:
+    """A body's parameters that are not null, where it is for the model `name`."""
+    if not isinstance(body, dict):
+        raise RequestError(400, "bad_input", f"the body is {type(body).__name__}, expected a JSON object")
+    given = {key: value for key, value in body.items() if value is not None}
+    if given.get("model", name) != name:
+        raise RequestError(404, "model_not_found", f"there is {name!r} here, not {given['model']!r}", field="model")
+    return given
+
+
 def _check_names(given: Mapping[str, Any], chat: bool) -> None:
     own = (_OWN | _CHAT_OWN) - {"prompt"} if chat else _OWN - {"messages"}
     for key, value in given.items():
@@ -133,7 +160,7 @@ def _check_names(given: Mapping[str, Any], chat: bool) -> None:
             raise RequestError(400, "unsupported_parameter", f"{key!r} is not supported here; leave it out", field=key)
 
 
-def _prompts(prompt: object) -> list[Any]:
+def _prompts(prompt: object, name: str = "prompt") -> list[Any]:
     """A text, texts, ids, or lists of ids."""
     if isinstance(prompt, str):
         return [prompt]
@@ -143,8 +170,8 @@ def _prompts(prompt: object) -> list[Any]:
             return [prompt]
         if not any(ids) and all(isinstance(p, str | list) for p in prompt):
             return prompt
-    shown = "no prompt" if prompt is None else f"{type(prompt).__name__}"
-    raise RequestError(400, "bad_input", f"{shown} given, expected a text, texts, token ids or lists of them", field="prompt")
+    shown = f"no {name}" if prompt is None else type(prompt).__name__
+    raise RequestError(400, "bad_input", f"{shown} given, expected a text, texts, token ids or lists of them", field=name)
 
 
 def _messages(messages: object) -> list[Mapping[str, Any]]:

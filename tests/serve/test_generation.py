@@ -207,6 +207,24 @@ def test_chat_reads_the_template(client, generator):
     assert "".join(d.content or "" for d in deltas) == found.choices[0].message.content
 
 
+def test_embeddings(client, generator):
+    given = ["größer als", "漢字 ✓", "größer als"]
+    found = client.embeddings.create(model="chat", input=given)  # the package asks for base64 and unpacks it
+    plain = client.embeddings.create(model="chat", input=given, encoding_format="float")
+    vectors = numpy.array([d.embedding for d in found.data], "f4")
+    assert (vectors == numpy.array([d.embedding for d in plain.data], "f4")).all()
+    assert numpy.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
+    assert (vectors[0] == vectors[2]).all()
+    assert abs(vectors[0] - vectors[1]).max() > 0.01
+    ids = generator.schema.encode_texts(given[:1])[0]
+    assert (numpy.array(client.embeddings.create(model="chat", input=ids).data[0].embedding, "f4") == vectors[0]).all()
+    assert found.usage.prompt_tokens == sum(map(len, generator.schema.encode_texts(given)))
+    for wrong in ([], [9999], "x" * 500):
+        with pytest.raises(openai.BadRequestError) as raised:
+            client.embeddings.create(model="chat", input=wrong)
+        assert raised.value.param == "input"
+
+
 def test_async_clients_share_the_engine(served, client):
     async def ask() -> list[str]:
         async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="none") as many:

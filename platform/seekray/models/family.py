@@ -143,6 +143,9 @@ class Textual(Generative, Protocol):
     def engine(self, modules: Modules, schema: Any, rows: int) -> TextEngine:
         """What makes the texts of many requests together, up to `rows` at a time."""
 
+    def embed(self, modules: Modules, schema: Any, texts: Sequence[str | Sequence[int]]) -> list[tuple[int, Tensor]]:
+        """Tokens and a vector (C,) of each text. Raises DataError."""
+
     def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
         """Of the token after each one, ids (B, T) -> (B, T, V)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -181,6 +181,22 @@ class Lm:
         out: Tensor = modules["lm"](tokens)
         return out
 
+    def embed(self, modules: Modules, schema: TextSchema, texts: Sequence[str | Sequence[int]]) -> list[tuple[int, Tensor]]:
+        """Tokens and the mean of their last states, of length 1, (C,), for each text; each as if it were alone."""
+        network: Any = modules["lm"]
+        made = iter(schema.encode_texts([t for t in texts if isinstance(t, str)]))
+        rows = [next(made) if isinstance(t, str) else list(t) for t in texts]
+        found = []
+        for ids in rows:
+            if not 1 <= len(ids) <= schema.context_length:
+                raise DataError(
+                    f"a text of {len(ids)} tokens given, the model looks at 1 to {schema.context_length}", field="input"
+                )
+            _check_ids(ids, schema, "input")
+            states = network(torch.tensor([ids], device=network.embedding.weight.device), logits=False)[0]
+            found.append((len(ids), F.normalize(states.float().mean(0), dim=0).cpu()))
+        return found
+
     def examples(self, schema: TextSchema, held_out: pa.Table) -> list[dict[str, Any]]:
         given = [t or "" for t in held_out.slice(0, 2)[schema.column].to_pylist()]
         prompts = given if schema.response else [t[:80] for t in given]
@@ -190,10 +206,15 @@ class Lm:
 def encoded(schema: TextSchema, request: TextRequest) -> list[list[int]]:
     """A request's prompts as ids. Those that are ids already are taken as they are. Raises DataError."""
     for prompt in request.prompts:
-        if not isinstance(prompt, str) and (wrong := [i for i in prompt if not 0 <= i < schema.vocab_size]):
-            raise DataError(f"prompts: token {wrong[0]} given, the model has 0 to {schema.vocab_size - 1}", field="prompts")
+        if not isinstance(prompt, str):
+            _check_ids(prompt, schema, "prompts")
     made = iter(schema.encode_prompts([p for p in request.prompts if isinstance(p, str)]))
     return [next(made) if isinstance(p, str) else list(p) for p in request.prompts]
+
+
+def _check_ids(ids: Sequence[int], schema: TextSchema, field: str) -> None:
+    if wrong := [i for i in ids if not 0 <= i < schema.vocab_size]:
+        raise DataError(f"{field}: token {wrong[0]} given, the model has 0 to {schema.vocab_size - 1}", field=field)
 
 
 def token_losses(network: Transformer, tokens: Tensor, targets: Tensor) -> Tensor:

@@ -111,15 +111,19 @@ class TextSchema:
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts, after the token that texts begin with; never none."""
-        return self._ids([self.prompt(p) for p in prompts])
+        return self._ids([self.prompt(p) for p in prompts], special=self.chat_template is not None)
+
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts as they are, after the token that texts begin with; never none."""
+        return self._ids(texts, special=False)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of messages in the chat template. Raises DataError."""
-        return self._ids([self.chat(messages)])[0]
+        return self._ids([self.chat(messages)], special=True)[0]
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+    def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         first = [] if self.first_id is None else [self.first_id]
-        encoded = self.tokenizer.encode(texts, special=self.chat_template is not None)
+        encoded = self.tokenizer.encode(texts, special=special)
         return [[*first, *ids] or [self.tokenizer.end] for ids in encoded]
 
     def texts(self, columns: Any) -> list[str]:
