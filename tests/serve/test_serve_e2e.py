@@ -107,20 +107,21 @@ def test_openais_client_unchanged(served, prefix):
     request = {"model": "chat", "prompt": "abc", "seed": 3, "max_tokens": 300, "extra_body": {"min_tokens": 300}}
     whole = client.completions.create(**request)
     assert (whole.choices[0].finish_reason, whole.usage.completion_tokens) == ("length", 300)
-    start = time.monotonic()
-    events = [(time.monotonic() - start, event.choices[0].text) for event in client.completions.create(**request, stream=True)]
-    assert "".join(text for _, text in events) == whole.choices[0].text
-    assert events[0][0] < events[-1][0] / 2  # sent as they are made, through the proxies too
+    events = [event.choices[0].text for event in client.completions.create(**request, stream=True)]
+    assert len(events) > 100
+    assert "".join(events) == whole.choices[0].text
     with pytest.raises(openai.BadRequestError, match="no chat template"):
         client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "hi"}])
     with pytest.raises(openai.NotFoundError) as raised:
         client.completions.create(model="beer", prompt="a")
     assert raised.value.body["param"] == "model"
+    assert len(client.embeddings.create(model="chat", input=["a", "b"]).data) == 2
     # A stream that nobody reads is no longer made.
     stream = client.completions.create(**request | {"n": 16, "max_tokens": 900, "extra_body": {"min_tokens": 900}}, stream=True)
     next(iter(stream))
+    health, deadline = f"{served[1]['url']}/chat/healthz", time.monotonic() + 20
+    assert call(health)[1]["running"]  # sent as it is made, through the proxies too
     stream.close()
-    health, deadline = f"{served[1]['url']}/chat/healthz", time.monotonic() + 5
     before = call(health)[1]["tokens"]
     while (load := call(health)[1])["running"]:
         assert time.monotonic() < deadline, load
