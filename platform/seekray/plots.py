@@ -15,7 +15,7 @@ MOST_FEATURES = 25
 NAMES = {"lr": "learning rate", "mae": "MAE", "rmse": "RMSE", "r2": "R²", "roc_auc": "ROC AUC", "macro_f1": "macro F1"}
 
 
-def _figure(columns: int = 1, width: float = 6.0, height: float = 4.2) -> tuple[Any, list[Any]]:
+def make_figure(columns: int = 1, width: float = 6.0, height: float = 4.2) -> tuple[Any, list[Any]]:
     """A figure without pyplot: no global state, no display, half the import time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -32,14 +32,16 @@ def _figure(columns: int = 1, width: float = 6.0, height: float = 4.2) -> tuple[
     return figure, axes
 
 
-def _save(figure: Any, path: Path | str) -> Path:
+def save(figure: Any, path: Path | str) -> Path:
+    """Write a figure; the same bytes for the same figure."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})  # the same bytes for the same figure
+    figure.savefig(path, format="png", metadata={"Software": None})
     return path
 
 
-def _name(key: str) -> str:
+def name_of(key: str) -> str:
+    """A metric as a figure names it."""
     return NAMES.get(key, key.replace("_", " "))
 
 
@@ -51,7 +53,7 @@ def curves(history: Sequence[Mapping[str, float]], path: Path | str) -> Path:
     keys = [k for entry in history for k in entry]
     plain = dict.fromkeys(k.removeprefix("train_").removeprefix("validation_") for k in keys)
     panels = [k for k in plain if k not in ("epoch", "step", "seconds", "lr")][:4] + [k for k in ("lr",) if k in plain]
-    figure, axes = _figure(max(1, len(panels)), width=4.6, height=3.6)
+    figure, axes = make_figure(max(1, len(panels)), width=4.6, height=3.6)
     if not panels:
         axes[0].text(0.5, 0.5, "no epoch was finished", ha="center", va="center", transform=axes[0].transAxes, color=GREY)
     for axis, panel in zip(axes, panels, strict=False):
@@ -64,12 +66,12 @@ def curves(history: Sequence[Mapping[str, float]], path: Path | str) -> Path:
             if points:
                 marker = "o" if len(points) < 3 else None
                 axis.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.8, marker=marker)
-        axis.set_title(_name(panel), loc="left", fontsize=11)
+        axis.set_title(name_of(panel), loc="left", fontsize=11)
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path | str) -> Path:
@@ -79,7 +81,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], pa
     counts = np.asarray(matrix)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     size = min(12.0, max(4.2, 0.5 * len(classes) + 1.8))
-    figure, (axis,) = _figure(width=size + 0.8, height=size)
+    figure, (axis,) = make_figure(width=size + 0.8, height=size)
     axis.grid(False)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if len(classes) <= MOST_CLASSES_NUMBERED:
@@ -96,7 +98,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], pa
     axis.set_xlabel("predicted")
     axis.set_ylabel("actual")
     figure.colorbar(image, ax=axis, shrink=0.7, label="share of the actual class").outline.set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _short(text: str, most: int = 18) -> str:
@@ -108,7 +110,7 @@ def residuals(targets: Sequence[float], predictions: Sequence[float], path: Path
     import numpy as np
 
     actual, predicted = np.asarray(targets, float), np.asarray(predictions, float)
-    figure, (left, right) = _figure(2, width=5, height=4.2)
+    figure, (left, right) = make_figure(2, width=5, height=4.2)
     if len(actual):
         both = np.concatenate([actual, predicted])
         ends = [both.min(), both.max()]
@@ -120,13 +122,13 @@ def residuals(targets: Sequence[float], predictions: Sequence[float], path: Path
     left.set_ylabel("prediction")
     right.set_xlabel("prediction - target")
     right.set_ylabel("rows")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def importances(found: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     """Permutation importances with their spread over repeats, the largest at the top."""
     shown = list(found)[:MOST_FEATURES][::-1]
-    figure, (axis,) = _figure(width=6.4, height=max(2.2, 0.3 * len(shown) + 1.1))
+    figure, (axis,) = make_figure(width=6.4, height=max(2.2, 0.3 * len(shown) + 1.1))
     axis.barh(
         [_short(str(f["feature"]), 28) for f in shown],
         [f["mean"] for f in shown],
@@ -136,15 +138,15 @@ def importances(found: Sequence[Mapping[str, Any]], path: Path | str) -> Path:
     )
     axis.grid(False, axis="y")
     axis.axvline(0, color=GREY, linewidth=1)
-    metric = _name(str(shown[0]["metric"])) if shown else "the metric"
+    metric = name_of(str(shown[0]["metric"])) if shown else "the metric"
     rest = len(found) - len(shown)
     axis.set_xlabel(f"fall of {metric} when shuffled" + (f" ({rest} smaller ones not shown)" if rest > 0 else ""))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def calibration(bins: Sequence[Mapping[str, float]], path: Path | str, error: float | None = None) -> Path:
     """The reliability diagram: accuracy by predicted probability, with the rows of each bin below it."""
-    figure, (axis,) = _figure(width=5.2, height=4.6)
+    figure, (axis,) = make_figure(width=5.2, height=4.6)
     confidence, accuracy = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
     most = max((b["count"] for b in bins), default=1)
     axis.bar(confidence, [0.25 * b["count"] / most for b in bins], width=0.04, color="#dbeafe", label="rows (relative)")
@@ -154,7 +156,7 @@ def calibration(bins: Sequence[Mapping[str, float]], path: Path | str, error: fl
     if error is not None:
         axis.set_title(f"calibration error {error:.3f}", loc="left", fontsize=11)
     axis.legend(frameon=False, loc="upper left")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
@@ -162,7 +164,7 @@ def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
 
     found: `{a, b, metrics: {name: {a, b}}, history: {a: {metric: [(step, value)]}, b: …}}`, as `runs compare` has it.
     """
-    figure, (left, right) = _figure(2, width=5.4, height=4.4)
+    figure, (left, right) = make_figure(2, width=5.4, height=4.4)
     sides = {"a": (str(found["a"]), BLUE), "b": (str(found["b"]), ORANGE)}
     histories = found.get("history") or {}
     kept = [set(histories.get(side) or {}) for side in sides]
@@ -171,7 +173,7 @@ def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
         points = (histories.get(side) or {}).get(key) or []
         if points:
             left.plot(*zip(*points, strict=True), color=colour, linewidth=1.8, label=_short(name, 40))
-    left.set_title(_name(key), loc="left", fontsize=11)
+    left.set_title(name_of(key), loc="left", fontsize=11)
     left.set_xlabel("step")
     shown = [m for m, pair in found["metrics"].items() if all(isinstance(pair.get(s), (int, float)) for s in sides)]
     # One axis holds what is of one size: shares and small losses, else whatever there is.
@@ -181,7 +183,7 @@ def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
         values = [found["metrics"][m][side] for m in shown]
         bars = right.barh(places, values, height=0.36, color=colour, label=_short(name, 40))
         right.bar_label(bars, fmt="%.3g", padding=2, fontsize=8, color="#334155")
-    right.set_yticks([row + 0.2 for row in range(len(shown))], [_name(m) for m in shown])
+    right.set_yticks([row + 0.2 for row in range(len(shown))], [name_of(m) for m in shown])
     right.invert_yaxis()
     right.margins(x=0.14)
     right.grid(False, axis="y")
@@ -189,30 +191,7 @@ def compare_runs(found: Mapping[str, Any], path: Path | str) -> Path:
     handles, labels = (right if shown else left).get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
-    return _save(figure, path)
-
-
-def search_history(trials: Sequence[Mapping[str, Any]], metric: str, higher: bool, path: Path | str) -> Path:
-    """A search: the value of each trial by its number, by what became of it, and the best so far."""
-    figure, (axis,) = _figure(width=7.2, height=4.2)
-    scored = sorted((t for t in trials if t["value"] is not None), key=lambda t: int(t["number"]))
-    for status, colour, marker in (("finished", BLUE, "o"), ("stopped", GREY, "x"), ("running", ORANGE, ".")):
-        found = [(t["number"], t["value"]) for t in scored if t["status"] == status]
-        if found:
-            axis.scatter(*zip(*found, strict=True), color=colour, marker=marker, s=24, label=f"{status} ({len(found)})")
-    best: list[float] = []
-    for trial in scored:
-        best.append(trial["value"] if not best else (max if higher else min)(best[-1], trial["value"]))
-    if scored:
-        axis.step([t["number"] for t in scored], best, where="post", color=ORANGE, linewidth=1.6, label="best so far")
-    failed = [t["number"] for t in trials if t["status"] == "failed"]
-    if failed:
-        label = f"failed ({len(failed)})"
-        axis.plot(failed, [0.01] * len(failed), "v", color="#dc2626", transform=axis.get_xaxis_transform(), label=label)
-    axis.set(xlabel="trial", ylabel=f"validation {_name(metric)}")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def marginals(histograms: Mapping[str, Mapping[str, Any]], path: Path | str) -> Path:
@@ -220,7 +199,7 @@ def marginals(histograms: Mapping[str, Mapping[str, Any]], path: Path | str) -> 
     shown = list(histograms.items())[:MOST_FEATURES]
     columns = min(4, max(1, len(shown)))
     lines = -(-max(1, len(shown)) // columns)
-    figure, _ = _figure(0, width=1, height=2.0 * lines)
+    figure, _ = make_figure(0, width=1, height=2.0 * lines)
     figure.set_size_inches(3.0 * columns, 2.0 * lines)
     for number, (name, found) in enumerate(shown):
         axis = figure.add_subplot(lines, columns, number + 1)
@@ -233,13 +212,13 @@ def marginals(histograms: Mapping[str, Mapping[str, Any]], path: Path | str) -> 
         axis.tick_params(labelsize=7, length=0)
     if shown:
         figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def correlations(found: Mapping[str, Any], path: Path | str) -> Path:
     """Spearman's coefficients of real and of synthetic rows, side by side."""
     names = [_short(str(n), 16) for n in found["columns"]]
-    figure, axes = _figure(2, width=5.6, height=5.2)
+    figure, axes = make_figure(2, width=5.6, height=5.2)
     for axis, part in zip(axes, ("real", "synthetic"), strict=True):
         axis.grid(False)
         image = axis.imshow(found[part], cmap="RdBu", vmin=-1, vmax=1)
@@ -251,13 +230,13 @@ def correlations(found: Mapping[str, Any], path: Path | str) -> Path:
             axis.set_xticks([])
             axis.set_yticks([])
     figure.colorbar(image, ax=axes, shrink=0.7, label="Spearman's coefficient").outline.set_visible(False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def forecast(details: Mapping[str, Any], path: Path | str) -> Path:
     """Error by step ahead beside the baselines, and a few windows: past, truth, median and the outer quantiles."""
     examples = list(details["examples"])[:2]
-    figure, axes = _figure(1 + len(examples), width=4.8, height=3.8)
+    figure, axes = make_figure(1 + len(examples), width=4.8, height=3.8)
     colours = {"model": BLUE, "persistence": GREY, "seasonal": "#a3a3a3", "ewma": "#16a34a", "ridge": ORANGE}
     for name, errors in details["by_step"].items():
         axes[0].plot(range(1, len(errors) + 1), errors, color=colours[name], label=name, linewidth=1.8)
@@ -274,7 +253,7 @@ def forecast(details: Mapping[str, Any], path: Path | str) -> Path:
         axis.plot(ahead, quantiles["0.5"], color=BLUE, linewidth=1.8, label="median")
         axis.set_xlabel("steps from the origin")
         axis.legend(frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def result(evaluation: Evaluation, folder: Path | str) -> list[Path]:

@@ -42,17 +42,29 @@ def _how(search: Search, key: str) -> str:
 
 def leave(search: Search, run: Storage, best_file: str, tracker: Tracker) -> None:
     """Write the results into the search's run, and tell MLflow of them."""
-    from seekray import plots
+    from seekray import plots_search as plots
+    from seekray.tuner.importance import importances
 
     trials = [entry.as_json() for entry in search.journal.trials.values()]
-    texts = {"best.yaml": best_file, "trials.json": json.dumps(trials, indent=1)}
+    found = importances(trials, search.tune.space)
+    texts = {
+        "best.yaml": best_file,
+        "trials.json": json.dumps(trials, indent=1),
+        "importances.json": json.dumps(found, indent=1),
+    }
     for name, text in texts.items():
         run.write_bytes(name, text.encode())
         tracker.text(name, text)
-    with tempfile.TemporaryDirectory() as folder:
-        plot = plots.search_history(trials, search.metric, search.higher, Path(folder) / "history.png")
-        run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
-        tracker.file(plot, f"plots/{plot.name}")
+    logarithmic = [k for k, p in search.tune.space.items() if p.kind.startswith("log")]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        plots.history(trials, search.metric, search.higher, folder / "history.png")
+        plots.parallel(trials, logarithmic, search.metric, search.higher, folder / "parallel.png")
+        if found:
+            plots.importances(found, folder / "importances.png")
+        for plot in sorted(folder.glob("*.png")):
+            run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
+            tracker.file(plot, f"plots/{plot.name}")
 
 
 def given_by(experiment: Experiment) -> dict[str, Any]:
