@@ -59,6 +59,11 @@ class Storage:
     def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
         return (Storage, (self.uri,))
 
+    @property
+    def filesystem(self) -> pafs.FileSystem:
+        """What `path` is a path of."""
+        return self._fs
+
     def child(self, name: str) -> Storage:
         """The folder `name` below this one."""
         return Storage(f"{self.uri}/{name}")

@@ -114,16 +114,16 @@ def _tune(
     log_file = settings.home / "logs" / f"{search_id}.log"
     table = Table(search_id, quiet=progress.quiet)
     with to_file(log_file, search_id), contextlib.closing(table):
-        scheduler, rungs = schedulers.scheduler(experiment.tune, schedulers.epochs_of(experiment, prepared))
         tracker = Tracker(run, search_id)
         tracker.start(
             experiment.name, experiment.as_json(), run_tags(experiment, prepared) | {"search": experiment.tune.searcher}
         )
         with start_sender(run, settings) as sender:
             with ending(tracker, progress, log_file, f"seekray tune --resume {search_id}"):
-                search = Search(experiment, search_id, runs, data, tracker, table, rungs)
+                search = Search(experiment, search_id, runs, data, tracker, table)
+                scheduler = schedulers.scheduler(search, schedulers.epochs_of(experiment, prepared))
                 schedulers.remind(scheduler, search)
-                progress.say(_headline(search, rungs))
+                progress.say(_headline(search))
                 reason = search.enough() or _run(search, scheduler)
                 table.close()
                 best = search.best
@@ -176,10 +176,14 @@ def _run(search: Search, scheduler: Any) -> str | None:
     return reason
 
 
-def _headline(search: Search, rungs: list[int]) -> str:
+def _headline(search: Search) -> str:
     tune, before = search.tune, len(search.journal.ended)
     went = f", {before} of them done before" if before else ""
-    stops = f", compared after {', '.join(map(str, rungs))} epochs" if rungs else ""
+    stops = (
+        f", compared after {', '.join(map(str, search.rungs[:6]))}{' …' if len(search.rungs) > 6 else ''} epochs"
+        if search.rungs
+        else ""
+    )
     who = f"{tune.searcher}, {tune.scheduler}{stops}"
     return f"search {search.search_id}: {tune.trials} trials{went}, {who}; metric: {search.metric}"
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.tune import CheckpointConfig, PlacementGroupFactory, Trainable
+from ray.tune import PlacementGroupFactory, Trainable
 from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Experiment, Trial
@@ -65,7 +65,6 @@ class Trials(SearchAlgorithm):  # type: ignore[misc]
             return Trial(
                 experiment.run_identifier, config=settings, trial_id=trial_id(settings["number"]), storage=experiment.storage,
                 placement_group_factory=resources, max_failures=retries, experiment_tag=str(settings["number"]),
-                checkpoint_config=CheckpointConfig(num_to_keep=1),
             )  # fmt: skip
 
         self._make = make

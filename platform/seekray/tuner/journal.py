@@ -17,6 +17,7 @@ class Entry:
     """One trial. score: the best value of the metric so far, as (epoch, value) at each rung and at the end.
 
     status: running, finished, stopped (behind others, or the search ended) or failed (with its reason).
+    schedule: where the values changed on the way (PBT), (epoch, values) from each change on.
     """
 
     number: int
@@ -28,6 +29,7 @@ class Entry:
     seconds: float = 0.0
     reason: str = ""
     rungs: list[tuple[int, float]] = field(default_factory=list)
+    schedule: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     @property
     def ended(self) -> bool:
@@ -39,6 +41,7 @@ class Entry:
         return {
             "number": self.number, "run_id": self.run_id, "status": self.status, "value": self.value, "epoch": self.epoch,
             "seconds": round(self.seconds, 3), "reason": self.reason, "values": self.values,
+            **({"schedule": self.schedule} if self.schedule else {}),
         }  # fmt: skip
 
 
@@ -56,7 +59,7 @@ class Journal:
             for line in run.read_bytes(NAME).decode().splitlines():
                 told = json.loads(line)
                 self._lines.append(line)
-                told["rungs"] = [(epoch, value) for epoch, value in told["rungs"]]
+                told |= {name: [(epoch, value) for epoch, value in told[name]] for name in ("rungs", "schedule")}
                 self.trials[told["number"]] = Entry(**told)
 
     def write(self, entry: Entry) -> None:

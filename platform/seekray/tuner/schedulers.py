@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from seekray.config import Experiment
 from seekray.data.prepared import Prepared
-from seekray.search_space import Tune
 
 if TYPE_CHECKING:
     from seekray.tuner.search import Search
@@ -25,25 +24,54 @@ def epochs_of(experiment: Experiment, prepared: Prepared) -> int:
     return training.epochs or 20
 
 
-def scheduler(tune: Tune, epochs: int) -> tuple[Any, list[int]]:
-    """Tune's scheduler, and the rungs: a trial speaks to it there and at its end, and trains in between undisturbed."""
-    from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler
+def scheduler(search: Search, epochs: int) -> Any:
+    """Tune's scheduler; sets the search's rungs: trials speak to it there and at their end, and train in between undisturbed."""
+    from ray.tune import schedulers as of_tune
 
+    tune = search.tune
+    often = max(1, epochs // 20)
+    rungs = list(range(tune.grace, epochs, often))
     if tune.scheduler == "none" or epochs <= tune.grace:
-        return FIFOScheduler(), []
-    rungs, at = [], float(tune.grace)
-    while at < epochs:
-        rungs.append(int(at))
-        at *= tune.reduction
-    made = AsyncHyperBandScheduler(
-        time_attr="epoch",
-        max_t=epochs,
-        grace_period=tune.grace,
-        reduction_factor=tune.reduction,
-        stop_last_trials=False,
-        **SCORE,
-    )
-    return made, rungs
+        search.rungs = []
+        return of_tune.FIFOScheduler()
+    if tune.scheduler == "asha":
+        search.rungs = [int(tune.grace * tune.reduction**k) for k in range(epochs) if tune.grace * tune.reduction**k < epochs]
+        made: Any = of_tune.AsyncHyperBandScheduler(
+            "epoch", max_t=epochs, grace_period=tune.grace, reduction_factor=tune.reduction, stop_last_trials=False, **SCORE
+        )
+    elif tune.scheduler == "hyperband":
+        search.rungs = rungs
+        made = of_tune.HyperBandScheduler("epoch", max_t=epochs, reduction_factor=tune.reduction, **SCORE)
+    elif tune.scheduler == "median":
+        search.rungs = rungs
+        # min_time_slice: where there are too few to compare with, a trial goes on and is not put aside.
+        made = _median()("epoch", grace_period=tune.grace, min_time_slice=float("inf"), **SCORE)
+    else:
+        interval = max(tune.grace, epochs // 10)
+        search.rungs = list(range(interval, epochs, interval))
+        made = _population(search)("epoch", perturbation_interval=interval, custom_explore_fn=dict, log_config=False, **SCORE)
+    return made
+
+
+def _median() -> Any:
+    from ray.tune.schedulers import MedianStoppingRule
+
+    class Median(MedianStoppingRule):  # type: ignore[misc]
+        def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+            if "score" in result:  # a trial that failed has none
+                super().on_trial_complete(tune_controller, trial, result)
+
+    return Median
+
+
+def _population(search: Search) -> Any:
+    from ray.tune.schedulers import PopulationBasedTraining
+
+    class Population(PopulationBasedTraining):  # type: ignore[misc]
+        def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+            return search.explored(trial.config, trial_to_clone.config), {}
+
+    return Population
 
 
 def remind(scheduler: Any, search: Search) -> None:

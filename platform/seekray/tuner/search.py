@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,14 +43,14 @@ class Search(Callback):  # type: ignore[misc]
         data: Datasets,
         tracker: Tracker,
         table: Table,
-        rungs: list[int],
     ) -> None:
         assert experiment.tune is not None
         self.experiment, self.tune, self.search_id = experiment, experiment.tune, search_id
         # What all trials share. The metric of the search picks each trial's best weights too.
         plain = with_values(experiment, {"training.metric": self.tune.metric or experiment.training.metric})
         self._plain = plain.model_copy(update={"register_as": None})
-        self._runs, self._data, self._tracker, self.table, self._rungs = runs, data, tracker, table, rungs
+        self._runs, self._data, self._tracker, self.table = runs, data, tracker, table
+        self.rungs: list[int] = []
         self.metric, self.higher = objective(plain)
         self.journal = Journal(runs.child(search_id))
         others = {k for p in self.tune.space.values() for k in p.when} - self.tune.space.keys()
@@ -57,6 +59,7 @@ class Search(Callback):  # type: ignore[misc]
         self._began = time.monotonic()
         self._spent = sum(e.seconds for e in self.journal.trials.values())
         self._since: dict[int, float] = {}
+        self._known: dict[int, Trial] = {}
         self.room: Callable[[], bool] = lambda: True
         for entry in sorted(self.journal.trials.values(), key=lambda e: e.number):
             self._sampler.again(entry, self.score(entry))
@@ -77,8 +80,9 @@ class Search(Callback):  # type: ignore[misc]
 
     @property
     def running(self) -> list[Entry]:
-        """Begun and not ended."""
-        return [e for e in self.journal.trials.values() if not e.ended and e not in self._waiting]
+        """Begun, and neither ended nor paused."""
+        paused = {n for n, trial in self._known.items() if trial.status == Trial.PAUSED}
+        return [e for e in self.journal.trials.values() if not e.ended and e not in self._waiting and e.number not in paused]
 
     def enough(self) -> str | None:
         """Why no more is needed, or None. Raises SeekrayError where the first trials have all failed."""
@@ -133,19 +137,33 @@ class Search(Callback):  # type: ignore[misc]
         Tracker(run, entry.run_id).start(experiment.name, experiment.as_json(), tags)
         return {
             "number": entry.number, "run_id": entry.run_id, "search_id": self.search_id, "run": run.uri,
-            "experiment": experiment.as_json(), "data": ready.shared, "rungs": self._rungs,
+            "values": entry.values, "experiment": experiment.as_json(), "data": ready.shared, "rungs": self.rungs,
         }  # fmt: skip
 
     def trial_experiment(self, entry: Entry) -> Experiment:
         """The experiment of a trial. Raises ConfigError for values that do not go together."""
         return with_values(self._plain, entry.values)
 
+    def explored(self, own: dict[str, Any], better: dict[str, Any]) -> dict[str, Any]:
+        """Settings of a trial that takes over a better one's weights and values, with its numbers moved a little (PBT)."""
+        values = dict(better["values"])
+        draw = random.Random(f"{self.tune.seed}/{own['number']}/{json.dumps(values)}")
+        for key in [k for k in values if self.tune.space[k].kind in ("uniform", "loguniform")]:
+            values[key] = self.tune.space[key].moved(values[key], draw)
+        experiment = with_values(self._plain, values)
+        return own | {"values": values, "experiment": experiment.as_json(), "data": better["data"]}
+
     # ---- what is told, by Tune
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         entry = self._entry(trial)
+        self._known[entry.number] = trial
         self._since[entry.number] = time.monotonic() - entry.seconds
-        self.table.event(f"trial {entry.number}: running, {shown(entry.values)}")
+        if entry.values != trial.config["values"]:
+            entry.schedule = [*(entry.schedule or [(0, dict(entry.values))]), (entry.epoch, dict(trial.config["values"]))]
+            entry.values = dict(trial.config["values"])
+        went_on = f"from epoch {entry.epoch}" if entry.epoch else "running"
+        self.table.event(f"trial {entry.number}: {went_on}, {shown(entry.values)}")
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any) -> None:
         entry = self._entry(trial)
@@ -202,7 +220,7 @@ class Search(Callback):  # type: ignore[misc]
 
     def close(self, reason: str) -> None:
         """Trials that the search's end stopped; those with a value have their best checkpoint."""
-        for entry in self.running:
+        for entry in [e for e in self.journal.trials.values() if not e.ended and e not in self._waiting]:
             if entry.value is None:
                 self._end(entry, "failed", f"{reason}, before its first rung")
             else:

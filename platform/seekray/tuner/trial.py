@@ -7,12 +7,14 @@ from typing import Any
 
 import ray
 import torch
+from ray.train._internal.session import _TrainingResult
+from ray.tune import Checkpoint as TuneCheckpoint
 from ray.tune import Trainable
 
 from seekray import loop, ray_train
 from seekray.checkpoint import Checkpoint, Checkpoints
 from seekray.config import Experiment
-from seekray.errors import SeekrayError
+from seekray.errors import CorruptError, SeekrayError
 from seekray.mailbox import Mailbox
 from seekray.session import Point, Session
 from seekray.storage import Storage
@@ -45,8 +47,10 @@ class LoopTrial(Trainable):  # type: ignore[misc]
 
     A step leaves a checkpoint before it answers, so that whatever Tune decides then (stop, pause, go on elsewhere), nothing
     that it was told of is lost. What fails is answered too, not raised: the actor stays, and no other try would help.
-    settings: number, search_id, run (URI), experiment, data (see `ray_train.share`), rungs (epochs).
+    settings: number, search_id, run_id, run (URI), values, experiment, data (see `ray_train.share`), rungs (epochs).
     """
+
+    _from: tuple[str, int] | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
@@ -58,8 +62,21 @@ class LoopTrial(Trainable):  # type: ignore[misc]
         """The next trial."""
         self._settings = new_config
         self._pulses: Iterator[loop.Pulse] | None = None
+        self._from = None
         self._at: Mapping[str, Any] = {"score": None, "epoch": 0}
         return True
+
+    def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
+        """Where the last step left its checkpoint. Tune's own way would copy and pickle it."""
+        run = Storage(self._settings["run"])
+        step = Checkpoints(run).steps()[-1]
+        where = TuneCheckpoint(run.path(f"checkpoints/step_{step:08d}"), run.filesystem)
+        return _TrainingResult(checkpoint=where, metrics={**(self._last_result or {}), "run": run.uri, "step": step})
+
+    def restore(self, checkpoint_path: _TrainingResult) -> None:
+        """Go on from what `save` told, here or of another trial."""
+        told = checkpoint_path.metrics
+        self._pulses, self._from = None, (told["run"], told["step"])
 
     def step(self) -> dict[str, Any]:
         try:
@@ -101,7 +118,28 @@ class LoopTrial(Trainable):  # type: ignore[misc]
         return loop.epochs(experiment, session, schema, data["train"], data["validation"], data["initial"])
 
     def _before(self, run: Storage) -> Checkpoint | None:
-        return Checkpoints(run).latest()
+        """The checkpoint to go on from; another trial's becomes this one's, whose own lineage ends."""
+        if self._from is None or self._from[0] == run.uri:
+            return Checkpoints(run).latest()
+        other = Checkpoints(Storage(self._from[0]))
+        try:
+            taken: Checkpoint | None = other.load(self._from[1])
+        except CorruptError:  # it went on meanwhile and keeps its newest only
+            taken = other.latest()
+        if taken is not None:
+            _change(taken, self._settings["values"])
+            run.delete("checkpoints")
+            Checkpoints(run).save(taken.state["step"], taken)
+        return taken
+
+
+def _change(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
+    """Settings that an optimizer keeps with its state; the rate is set at every step anyway."""
+    for groups in checkpoint.state["optimizers"].values():
+        for group in groups:
+            for name in ("weight_decay", "momentum"):
+                if f"training.{name}" in values and group.get(name):
+                    group[name] = values[f"training.{name}"]
 
 
 def _at(state: Mapping[str, Any]) -> dict[str, Any]:
