@@ -119,7 +119,7 @@ def ours(given: Experiment, prepared: Prepared, folder: Path) -> float:
         torch.set_num_threads(1)
         loop.run(given, Session(given.training, run, listener=clock), prepared.schema, prepared.train, prepared.validation)
     else:
-        ray_train.fit(given, folder.name, run, prepared, clock, Progress(quiet=True))
+        ray_train.fit(given, folder.name, run, ray_train.share(prepared), clock, Progress(quiet=True))
     return clock.rows_per_second(BATCH)
 
 

@@ -40,8 +40,8 @@ class Progress:
     """Shows a run's progress; on anything but a terminal, a line every few seconds."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
-        self._stream = stream or sys.stderr
-        self.quiet, self._bar = quiet, self._stream.isatty()
+        self.stream = stream or sys.stderr
+        self.quiet, self._bar = quiet, self.stream.isatty()
         self._began: float | None = None
         self._began_step, self._shown, self._open, self._last = 0, 0.0, False, ""
 
@@ -49,7 +49,7 @@ class Progress:
         """A line of its own, above the bar."""
         if not self.quiet:
             self.close()
-            print(text, file=self._stream, flush=True)
+            print(text, file=self.stream, flush=True)
 
     def update(self, state: Mapping[str, Any]) -> None:
         """New figures of a run (see `loop.Pulse`)."""
@@ -62,15 +62,15 @@ class Progress:
         if self._bar:
             width, done = 24, state["step"] / max(1, state["total_steps"])
             bar = "━" * int(width * done) + "╌" * (width - int(width * done))
-            print(f"\r\x1b[2K{bar} {text}", end="", file=self._stream, flush=True)
+            print(f"\r\x1b[2K{bar} {text}", end="", file=self.stream, flush=True)
             self._open = True
         elif (now - self._shown > PLAIN_EVERY or state.get("finished")) and text != self._last:
-            print(text, file=self._stream, flush=True)
+            print(text, file=self.stream, flush=True)
             self._shown = now
         self._last = text
 
     def close(self) -> None:
         """End an open bar's line."""
         if self._open:
-            print(file=self._stream, flush=True)
+            print(file=self.stream, flush=True)
             self._open = False

@@ -113,7 +113,10 @@ def _train(sent: Mapping[str, Any], mailbox: Mailbox) -> None:
     checkpoint = Checkpoints(run).latest(*place)
     session = TrainSession(experiment.training, run, listener=post, resume_from=checkpoint, device=device)
     post.rank = session.rank
-    loop.run(experiment, session, schema, data["train"], data["validation"], data["initial"])
+    for pulse in loop.epochs(experiment, session, schema, data["train"], data["validation"], data["initial"]):
+        if sent["until"] is not None and len(pulse.state.history) >= sent["until"]:
+            pulse.end()
+            break
     if session.rank == 0:
         mailbox.put("done", None)
 
@@ -173,11 +176,22 @@ def shared(experiment: Experiment, data: Mapping[str, Any]) -> tuple[Schema, Map
     return get_family(experiment.family).schema(data["schema"], data["files"]), data
 
 
-def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, listener: Listener, progress: Progress) -> None:
-    """Run the loop on the cluster that this process is connected to. Raises SeekrayError."""
+def fit(
+    experiment: Experiment,
+    run_id: str,
+    run: Storage,
+    data: Any,
+    listener: Listener,
+    progress: Progress,
+    *,
+    until: int | None = None,
+) -> None:
+    """Run the loop on the cluster that this process is connected to. Raises SeekrayError.
+
+    data: as `share` gives it. until: an epoch after which to stop, with a checkpoint.
+    """
     resources = experiment.resources
     gpus = require(resources, progress)
-    data = share(prepared)
     mailbox = Mailbox(run_id)
     mailbox.take()
     interrupts = Interrupts()
@@ -191,6 +205,7 @@ def fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, l
             "run_id": run_id,
             "storage": run.uri,
             "data": data,
+            "until": until,
         },
         scaling_config=ScalingConfig(
             num_workers=resources.workers,

@@ -117,6 +117,19 @@ class Parameter(Options):
         return all(values.get(k) in (v if isinstance(v, list) else [v]) for k, v in self.when.items())
 
 
+class Repeat(Options):
+    """A trial is trained several times, and its value is their mean."""
+
+    seeds: int | None = Field(None, ge=2, description="so many times, with training.seed counted up")
+    folds: int | None = Field(None, ge=2, description="so many parts of the rows outside the test, each the validation once")
+
+    @model_validator(mode="after")
+    def _rules(self) -> Repeat:
+        if (self.seeds is None) == (self.folds is None):
+            raise ValueError("tune.repeat: give seeds or folds")
+        return self
+
+
 class Tune(Options):
     """A search: the same experiment with other values in some of its fields, trial by trial."""
 
@@ -138,6 +151,7 @@ class Tune(Options):
         None, description="validation metric that is searched for; default training.metric or the task's"
     )
     seed: int = Field(0, ge=0, description="of the searcher; the trials' own is training.seed")
+    repeat: Repeat | None = Field(None, description="train each trial several times; it still counts as one")
     concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as there is room for")
     time: Duration | None = Field(None, description="no trial is begun after so long (90s, 30m, 2h), and those that run stop")
     target: float | None = Field(None, description="stop when the metric is as good as this")
@@ -168,6 +182,15 @@ class Tune(Options):
             ]:
                 raise ValueError(f"tune.space: {key} depends on {later[0]}, which has to stand before it")
         return self
+
+    def repetitions(self, seed: int) -> list[dict[str, Any]]:
+        """What each training of a trial has of its own, by dotted names; [{}] where it is trained once."""
+        if self.repeat is None:
+            return [{}]
+        if self.repeat.seeds is not None:
+            return [{"training.seed": seed + i} for i in range(self.repeat.seeds)]
+        assert self.repeat.folds is not None
+        return [{"data.split.fold": [i, self.repeat.folds]} for i in range(self.repeat.folds)]
 
     def combinations(self, others: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """Every combination of values that can be counted, conditions kept, none twice. others: of fields not searched."""

@@ -251,7 +251,7 @@ def _fit(experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, 
         else:
             from seekray import ray_train
 
-            ray_train.fit(experiment, run_id, run, prepared, ears, progress)
+            ray_train.fit(experiment, run_id, run, ray_train.share(prepared), ears, progress)
         before = checkpoints.latest()
     assert before is not None
     return before

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import re
 import types
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 from training_kit import experiment, prepare_for, run_here, same, write_table
@@ -18,12 +21,13 @@ from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
 from seekray.errors import ConfigError, SeekrayError
 from seekray.experiment_file import load, with_values
+from seekray.progress import Progress
 from seekray.settings import settings
 from seekray.storage import Storage
 from seekray.trainer import load_run, write_start
 from seekray.tuner.journal import Journal
 from seekray.tuner.table import Table
-from seekray.tuner.trial import LoopTrial
+from seekray.tuner.trial import LoopTrial, part_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster", "home")]
 SPACE = {"model.hidden_size": {"choice": [[4], [16]]}, "training.lr": {"loguniform": [1e-3, 1e-1]}}
@@ -118,8 +122,8 @@ def test_a_trial_is_the_loop_and_goes_on_from_its_checkpoint(tmp_path: Path) -> 
     run = Storage(str(tmp_path / "run"))
     write_start(run, given, prepared, resume=False)
     config = {
-        "number": 0, "search_id": "s", "run_id": "s-t000", "run": run.uri, "experiment": given.as_json(), "rungs": [2, 4],
-        "data": ray_train.share(prepared),
+        "number": 0, "search_id": "s", "run_id": "s-t000", "run": run.uri, "values": {}, "rungs": [2, 4],
+        "parts": [{"experiment": given.as_json(), "data": ray_train.share(prepared)}],
     }  # fmt: skip
     found = []
     for _ in range(3):  # each in an actor that knows nothing of the one before
@@ -150,6 +154,73 @@ def test_failures_have_reasons_and_do_not_sink_the_search(tmp_path: Path, untrac
     only = {"training.lr": {"choice": [1e30]}, "training.optimizer": {"choice": ["sgd"]}, "training.seed": {"int": [0, 9]}}
     with pytest.raises(SeekrayError, match=r"the first 5 trials all failed.*\n  trial 0: the loss became NaN"):
         tuner.tune(searched(tmp_path, trials=9, space=only), settings())
+
+
+def test_repetitions_are_one_trial(tmp_path: Path, untracked: None) -> None:
+    given = searched(tmp_path, searcher="random", trials=2, scheduler="none", repeat={"folds": 3}, metric="accuracy")
+    done = tuner.tune(given, settings())
+    assert len(done.trials) == 2
+    best, runs = done.best, Storage(settings().storage).child("runs")
+    parts = [Checkpoints(part_of(runs.child(best["run_id"]), i)).latest() for i in range(3)]
+    values = [part.state["best_value"] for part in parts if part is not None]
+    assert len(set(values)) > 1
+    assert best["value"] == pytest.approx(sum(values) / 3)
+    plain = load(Path(done.folder) / "best.yaml")
+    assert plain.data.split.fold == (0, 3)
+    assert parts[0] is not None
+    same(run_here(plain, None, tmp_path / "again"), parts[0])
+
+
+def test_a_trial_goes_on_from_where_a_scheduler_paused_it(tmp_path: Path, untracked: None) -> None:
+    space = {"training.lr": {"loguniform": [1e-4, 1e-1]}}
+    given = searched(tmp_path, searcher="random", scheduler="hyperband", trials=9, space=space)
+    given = with_values(given, {"training.epochs": 9}).model_copy(update={"tune": given.tune})
+    heard = io.StringIO()
+    done = tuner.tune(given, settings(), progress=Progress(heard))
+    went_on = re.findall(r"trial (\d+): from epoch (\d)", heard.getvalue())
+    assert went_on, heard.getvalue()
+    assert {t["status"] for t in done.trials} == {"finished", "stopped"}
+    resumed = {int(n) for n, _ in went_on}
+    whole = next(t for t in done.trials if t["number"] in resumed and t["status"] == "finished")
+    plain = with_values(given, whole["values"])
+    kept = Checkpoints(Storage(settings().storage).child("runs").child(whole["run_id"])).latest()
+    assert kept is not None
+    same(run_here(plain, None, tmp_path / "whole"), kept)
+
+
+def test_the_worst_take_over_the_best(tmp_path: Path, untracked: None) -> None:
+    space = {"training.lr": {"loguniform": [1e-6, 1e-1]}, "model.hidden_size": {"choice": [[4], [8]]}}
+    given = searched(tmp_path, searcher="random", scheduler="pbt", trials=6, space=space, grace=2)
+    given = with_values(given, {"training.epochs": 12}).model_copy(update={"tune": given.tune})
+    done = tuner.tune(given, settings())
+    changed = [t for t in done.trials if t.get("schedule")]
+    assert changed
+    for trial in changed:
+        (first, before), *_, (epoch, after) = trial["schedule"]
+        assert first == 0 < epoch
+        assert after == trial["values"] != before
+        assert 1e-6 <= after["training.lr"] <= 1e-1
+    assert all(t["epoch"] == 12 for t in done.trials)
+
+
+def test_a_trial_whose_process_dies_is_tried_once_more(
+    tmp_path: Path, untracked: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = searched(tmp_path, searcher="random", trials=2, concurrency=1, scheduler="none")
+    given = with_values(given, {"family": "odd_families:Slow"}).model_copy(update={"tune": given.tune})
+    event, killed = Table.event, []
+
+    def kill(self: Table, text: str) -> None:
+        if text.startswith("trial 0: running") and not killed:
+            (actor,) = [p for p in psutil.process_iter(["cmdline"]) if "ray::LoopTrial" in " ".join(p.info["cmdline"] or [])]
+            killed.append(actor.pid)
+            actor.kill()
+        event(self, text)
+
+    monkeypatch.setattr(Table, "event", kill)
+    done = tuner.tune(given, settings())
+    assert len(killed) == 1
+    assert [t["status"] for t in done.trials] == ["finished", "finished"]
 
 
 def test_a_search_may_end_early_and_over_the_data(tmp_path: Path, untracked: None) -> None:

@@ -84,6 +84,9 @@ class Split(Options):
     validation: float = Field(0.1, ge=0, lt=1, description="fraction of rows for early stopping and the best weights")
     by: str | None = Field(None, description="the column of group, time and column splits")
     seed: int = Field(0, ge=0, description="of random, stratified and group splits")
+    fold: tuple[int, int] | None = Field(
+        None, description="[i, k]: the i-th of k equal parts of the rows outside the test, from 0, is the validation"
+    )
 
     @model_validator(mode="after")
     def _rules(self) -> Split:
@@ -92,6 +95,13 @@ class Split(Options):
         if (self.kind in ("group", "time", "column")) != (self.by is not None):
             verb = "needs" if self.by is None else "does not take"
             raise ValueError(f"data.split.kind: {self.kind} {verb} data.split.by")
+        if self.fold is not None and (
+            self.kind not in ("random", "stratified", "group") or not 0 <= self.fold[0] < self.fold[1]
+        ):
+            raise ValueError(
+                f"data.split.fold: {list(self.fold)} given with kind: {self.kind}; expected [i, k] with 0 <= i < k, "
+                "and kind: random, stratified or group"
+            )
         return self
 
 

@@ -75,6 +75,8 @@ def assign(split: Split, rows: int, *, keys: Array | None = None, strata: Array 
         if split.kind == "random" or strata is None:
             strata = np.zeros(rows, dtype=np.int64)
         out = _by_strata(split, strata, guard=split.kind == "stratified")
+    if split.fold is not None:
+        out = _folded(split, out, keys if split.kind == "group" else strata)
     if not (out == TRAIN).any():
         raise DataError(f"data.split leaves no training row of {rows}", field="data.split")
     return out
@@ -117,6 +119,30 @@ def _by_strata(split: Split, strata: Array, *, guard: bool) -> Array:
     place = np.arange(rows) - starts[which]
     out = np.empty(rows, dtype=np.int8)
     out[order] = np.where(place < tests[which], TEST, np.where(place < (tests + validations)[which], VALIDATION, TRAIN))
+    return out
+
+
+def _folded(split: Split, out: Array, labels: Array | None) -> Array:
+    """The rows outside the test in k parts of about one size, one of which is validation; groups stay whole."""
+    assert labels is not None
+    assert split.fold is not None
+    which, k = split.fold
+    rng = np.random.default_rng([split.seed, 1])
+    rest = rng.permutation(np.flatnonzero(out != TEST))
+    if split.kind == "group":
+        unique, index, counts = np.unique(labels[rest], return_inverse=True, return_counts=True)
+        if len(unique) < k:
+            raise DataError(f"data.split.fold: {len(unique)} groups outside the test are no {k} parts", field="data.split.fold")
+        sizes_, fold_of = np.zeros(k, dtype=np.int64), np.zeros(len(unique), dtype=np.int64)
+        for group in np.argsort(-counts, kind="stable"):
+            fold_of[group] = int(np.argmin(sizes_))
+            sizes_[fold_of[group]] += counts[group]
+        folds = fold_of[index]
+    else:
+        rest = rest[np.argsort(labels[rest], kind="stable")]
+        folds = np.arange(len(rest)) % k
+    out = out.copy()
+    out[rest] = np.where(folds == which, VALIDATION, TRAIN)
     return out
 
 

@@ -70,19 +70,14 @@ def tune(
     connect: gives a Ray, entered while the data is read. source: what best.yaml says that the other values are from.
     resume: the id of a search to go on with. Raises SeekrayError; a search that fails or is interrupted can be resumed.
     """
-    if experiment.tune is None or experiment.resources.span[1] > 1:
-        if experiment.tune:
-            raise ConfigError(
-                f"resources.workers: {experiment.resources.workers} given; a trial runs in one process, give 0 or 1",
-                field="resources.workers",
-            )
+    if experiment.tune is None:
         raise ConfigError(
-            "tune: is missing; it says what is searched, for example tune: {space: {training.lr: {loguniform: [1e-4, 1e-1]}}}"
+            "tune: is missing; it says what is searched, for example tune: {space: {training.lr: {loguniform: [0.0001, 0.1]}}}",
+            field="tune",
         )
     progress = progress or Progress(quiet=True)
-    given = experiment
-    experiment = with_base(experiment, settings)
-    data = Datasets(settings)
+    data = Datasets(settings, kept=4 + len(experiment.tune.repetitions(0)))
+    given, experiment = experiment, with_base(experiment, settings)
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(data.prepare, experiment)
         with connect():
@@ -112,7 +107,7 @@ def _tune(
         run.write_json("given.json", outcome.given_by(given) | {"source": source})
     told = run.read_json("given.json")
     log_file = settings.home / "logs" / f"{search_id}.log"
-    table = Table(search_id, quiet=progress.quiet)
+    table = Table(search_id, progress.stream, quiet=progress.quiet)
     with to_file(log_file, search_id), contextlib.closing(table):
         tracker = Tracker(run, search_id)
         tracker.start(
@@ -130,7 +125,7 @@ def _tune(
                 if best is None:
                     raise SeekrayError(f"no trial of {search_id} has a value: {_reasons(search)}")
                 progress.say(f"{reason or 'all trials are done'}; best: trial {best.number}, {search.metric} {best.value:.6g}")
-                chosen = search.trial_experiment(best).model_copy(update={"register_as": experiment.register_as})
+                chosen = search.parts(best.values)[0].model_copy(update={"register_as": experiment.register_as})
                 best_run, best_data = runs.child(best.run_id), data.prepare(chosen)
                 checkpoint = Checkpoints(best_run).latest()
                 assert checkpoint is not None
@@ -164,12 +159,15 @@ def _run(search: Search, scheduler: Any) -> str | None:
     resources, there = search.experiment.resources, ray.cluster_resources()
     gpus = resources.gpus_per_worker if resources.gpus_per_worker is not None else min(1.0, there.get("GPU", 0.0))
     asked = {"CPU": float(resources.cpus_per_worker or 1)} | ({"GPU": gpus} if gpus else {})
-    room = max(1, min(math.floor(there.get(kind, 0) / amount + 1e-6) for kind, amount in asked.items()))
+    workers = max(1, resources.span[0])
+    room = max(1, min(math.floor(there.get(kind, 0) / (amount * workers) + 1e-6) for kind, amount in asked.items()))
     most = min(room, search.tune.concurrency or room)
     search.room = lambda: len(search.running) < most
+    # The workers of a trial's own Ray Train are asked for by that; the trial only looks on.
+    own = asked if resources.span[1] <= 1 else {"memory": 2**20}
     reason = controller.run(
         LoopTrial, controller.Trials(search.next), scheduler=scheduler, callback=search,
-        resources=PlacementGroupFactory([asked]), concurrency=most, retries=1, enough=search.enough,
+        resources=PlacementGroupFactory([own]), concurrency=most, retries=1, enough=search.enough,
     )  # fmt: skip
     if reason is not None:
         search.close(reason)

@@ -13,8 +13,6 @@ from seekray.data.prepared import Prepared
 from seekray.models import get_family
 from seekray.settings import Settings
 
-KEPT = 4  # ways of preparing that stay ready; trials keep those that they read
-
 
 @dataclass(frozen=True)
 class Ready:
@@ -25,10 +23,10 @@ class Ready:
 
 
 class Datasets:
-    """Prepares on demand; a search over `data.*` has several."""
+    """Prepares on demand; a search over `data.*` has several, of which the newest `kept` stay; trials keep what they read."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, kept: int) -> None:
+        self._settings, self._kept = settings, kept
         self._prepared: dict[str, Prepared] = {}
         self._shared: dict[str, Any] = {}
 
@@ -37,7 +35,7 @@ class Datasets:
         key = _key(experiment)
         if key not in self._prepared:
             self._prepared[key] = augmented(experiment.prepare(), experiment, self._settings)
-            for oldest in [k for k in self._prepared if k != key][: -(KEPT - 1)]:
+            for oldest in [k for k in self._prepared if k != key][: -(self._kept - 1)]:
                 del self._prepared[oldest]
                 self._shared.pop(oldest, None)
         return self._prepared[key]

@@ -23,15 +23,18 @@ def best_yaml(search: Search, best: Entry, given: Mapping[str, Any], source: str
     found = {**given}
     found.pop("tune", None)
     comments = {key: f"trial {best.number} of {search.search_id}: {_how(search, key)}" for key in best.values}
+    others = dict(search.tune.repetitions(search.experiment.training.seed)[0])
+    comments |= dict.fromkeys(others, "tune.repeat: of the first repetition, whose model was kept")
     if search.tune.metric:
-        comments["training.metric"] = "tune.metric"
+        others["training.metric"], comments["training.metric"] = search.tune.metric, "tune.metric"
     head = (
         f"The best of {len(search.journal.ended)} trials of {search.search_id}: trial {best.number}, "
         f"validation {search.metric} {best.value:.6g}.\nValues without a comment are those of {source}."
     )
-    return dump(
-        found, {**best.values, **({"training.metric": search.tune.metric} if search.tune.metric else {})}, comments, head
-    )
+    if best.schedule:
+        steps = "\n".join(f"  from epoch {epoch}: {json.dumps(values)}" for epoch, values in best.schedule)
+        head += f"\nIts values changed on the way (pbt); below are the last ones:\n{steps}"
+    return dump(found, {**best.values, **others}, comments, head)
 
 
 def _how(search: Search, key: str) -> str:

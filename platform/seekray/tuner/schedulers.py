@@ -25,7 +25,7 @@ def epochs_of(experiment: Experiment, prepared: Prepared) -> int:
 
 
 def scheduler(search: Search, epochs: int) -> Any:
-    """Tune's scheduler; sets the search's rungs: trials speak to it there and at their end, and train in between undisturbed."""
+    """Tune's scheduler; sets the search's rungs: trials speak to it there and at the end, and train undisturbed between."""
     from ray.tune import schedulers as of_tune
 
     tune = search.tune

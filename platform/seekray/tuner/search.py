@@ -127,22 +127,24 @@ class Search(Callback):  # type: ignore[misc]
                     raise StopIteration from None
 
     def _settings(self, entry: Entry) -> dict[str, Any]:
-        experiment = self.trial_experiment(entry)
-        ready = self._data.ready(experiment)
-        check_size(experiment, ready.prepared)
+        experiments = self.parts(entry.values)
+        ready = self._data.ready(experiments[0])
+        check_size(experiments[0], ready.prepared)
         run = self._runs.child(entry.run_id)
-        resume = run.exists("run.json")
-        write_start(run, experiment, ready.prepared, resume=resume)
-        tags = run_tags(experiment, ready.prepared) | {"parent": self.search_id, "trial": str(entry.number)}
-        Tracker(run, entry.run_id).start(experiment.name, experiment.as_json(), tags)
+        write_start(run, experiments[0], ready.prepared, resume=run.exists("run.json"))
+        tags = run_tags(experiments[0], ready.prepared) | {"parent": self.search_id, "trial": str(entry.number)}
+        Tracker(run, entry.run_id).start(experiments[0].name, experiments[0].as_json(), tags)
         return {
             "number": entry.number, "run_id": entry.run_id, "search_id": self.search_id, "run": run.uri,
-            "values": entry.values, "experiment": experiment.as_json(), "data": ready.shared, "rungs": self.rungs,
+            "values": entry.values, "parts": self._told(experiments), "rungs": self.rungs,
         }  # fmt: skip
 
-    def trial_experiment(self, entry: Entry) -> Experiment:
-        """The experiment of a trial. Raises ConfigError for values that do not go together."""
-        return with_values(self._plain, entry.values)
+    def _told(self, experiments: list[Experiment]) -> list[dict[str, Any]]:
+        return [{"experiment": e.as_json(), "data": self._data.ready(e).shared} for e in experiments]
+
+    def parts(self, values: dict[str, Any]) -> list[Experiment]:
+        """The experiments of a trial: one, or its repetitions. Raises ConfigError for values that do not go together."""
+        return [with_values(self._plain, {**values, **other}) for other in self.tune.repetitions(self._plain.training.seed)]
 
     def explored(self, own: dict[str, Any], better: dict[str, Any]) -> dict[str, Any]:
         """Settings of a trial that takes over a better one's weights and values, with its numbers moved a little (PBT)."""
@@ -150,8 +152,7 @@ class Search(Callback):  # type: ignore[misc]
         draw = random.Random(f"{self.tune.seed}/{own['number']}/{json.dumps(values)}")
         for key in [k for k in values if self.tune.space[k].kind in ("uniform", "loguniform")]:
             values[key] = self.tune.space[key].moved(values[key], draw)
-        experiment = with_values(self._plain, values)
-        return own | {"values": values, "experiment": experiment.as_json(), "data": better["data"]}
+        return own | {"values": values, "parts": self._told(self.parts(values))}
 
     # ---- what is told, by Tune
 
@@ -205,6 +206,8 @@ class Search(Callback):  # type: ignore[misc]
         run = self._runs.child(entry.run_id)
         if run.exists("run.json"):
             tracker = Tracker(run, entry.run_id)
+            if entry.value is not None:
+                tracker.points(points({f"trial_{self.metric}": entry.value}, entry.epoch))
             tracker.tags({"trial_status": status, "trial_reason": reason} if reason else {"trial_status": status})
             tracker.finish("failed" if status == "failed" else "finished", reason)
         best = self.best

@@ -98,7 +98,7 @@ def run_ray(given: Experiment, prepared: Prepared, folder: Path, listen: Any = N
 
     run = Storage(str(folder))
     run.write_json("experiment.json", given.as_json())
-    ray_train.fit(given, folder.name, run, prepared, listen or Listen(), Progress(quiet=True))
+    ray_train.fit(given, folder.name, run, ray_train.share(prepared), listen or Listen(), Progress(quiet=True))
     last = Checkpoints(run).latest()
     assert last is not None
     return last
