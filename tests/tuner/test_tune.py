@@ -173,7 +173,7 @@ def test_repetitions_are_one_trial(tmp_path: Path, untracked: None) -> None:
 
 def test_a_trial_goes_on_from_where_a_scheduler_paused_it(tmp_path: Path, untracked: None) -> None:
     space = {"training.lr": {"loguniform": [1e-4, 1e-1]}}
-    given = searched(tmp_path, searcher="random", scheduler="hyperband", trials=9, space=space)
+    given = searched(tmp_path, searcher="random", scheduler="hyperband", trials=12, space=space)
     given = with_values(given, {"training.epochs": 9}).model_copy(update={"tune": given.tune})
     heard = io.StringIO()
     done = tuner.tune(given, settings(), progress=Progress(heard))

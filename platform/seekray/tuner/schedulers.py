@@ -41,7 +41,7 @@ def scheduler(search: Search, epochs: int) -> Any:
         )
     elif tune.scheduler == "hyperband":
         search.rungs = rungs
-        made = of_tune.HyperBandScheduler("epoch", max_t=epochs, reduction_factor=tune.reduction, **SCORE)
+        made = _hyperband(search)("epoch", max_t=epochs, reduction_factor=tune.reduction, **SCORE)
     elif tune.scheduler == "median":
         search.rungs = rungs
         # min_time_slice: where there are too few to compare with, a trial goes on and is not put aside.
@@ -51,6 +51,25 @@ def scheduler(search: Search, epochs: int) -> Any:
         search.rungs = list(range(interval, epochs, interval))
         made = _population(search)("epoch", perturbation_interval=interval, custom_explore_fn=dict, log_config=False, **SCORE)
     return made
+
+
+def _hyperband(search: Search) -> Any:
+    """Tune's expects all trials to be there from the beginning; here they come as there is room, so that a searcher learns."""
+    from ray.tune.schedulers import hyperband
+
+    class Bracket(hyperband._Bracket):  # type: ignore[misc]
+        def filled(self) -> bool:
+            return bool(len(self._all_trials) >= self._n0)
+
+        def cur_iter_done(self) -> bool:
+            complete = self.filled() or len(search.journal.trials) >= search.tune.trials
+            return complete and bool(super().cur_iter_done())
+
+    class HyperBand(hyperband.HyperBandScheduler):  # type: ignore[misc]
+        def _create_bracket(self, s: int) -> Any:
+            return Bracket(self._time_attr, self._get_n0(s), self._get_r0(s), self._max_t_attr, self._eta, s)
+
+    return HyperBand
 
 
 def _median() -> Any:

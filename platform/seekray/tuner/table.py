@@ -10,7 +10,7 @@ from seekray.mailbox import Mailbox
 from seekray.progress import duration
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
+    from rich.console import Group
 
     from seekray.tuner.search import Search
 
@@ -25,6 +25,7 @@ class Table:
         self._stream, self._quiet = stream or sys.stderr, quiet
         self._mailbox = Mailbox(search_id)
         self._live: Any = None
+        self._search: Search | None = None
         self._drawn, self._began = 0.0, time.monotonic()
         self._done_before: int | None = None
         self._at: dict[int, dict[str, Any]] = {}
@@ -39,6 +40,7 @@ class Table:
         now = time.monotonic()
         if self._done_before is None:
             self._done_before = len(search.journal.ended)
+        self._search = search
         if self._quiet or not self._stream.isatty() or now - self._drawn < EVERY:
             return
         self._drawn = now
@@ -51,10 +53,12 @@ class Table:
             self._live.start()
         self._live.update(self._table(search), refresh=True)
 
-    def _table(self, search: Search) -> RichTable:
+    def _table(self, search: Search) -> Group:
+        from rich.console import Group
         from rich.table import Table as RichTable
+        from rich.text import Text
 
-        made = RichTable(title=self.headline(search), title_justify="left", box=None, pad_edge=False)
+        made = RichTable(box=None, pad_edge=False)
         keys = list(search.tune.space)
         for name in ("trial", "status", "epoch", search.metric, *keys):
             made.add_column(name, overflow="fold")
@@ -67,7 +71,7 @@ class Table:
                 str(entry.number), entry.status, f"{at['epoch']}/{at['epochs']}" if at else str(entry.epoch), cell(value),
                 *(cell(entry.values.get(k)) for k in keys),
             )  # fmt: skip
-        return made
+        return Group(Text(self.headline(search)), made)
 
     def headline(self, search: Search) -> str:
         """`12 of 32 done, 1 failed, 2 running, best loss 0.21 (trial 5), ETA 0:43`."""
@@ -85,7 +89,8 @@ class Table:
 
     def close(self) -> None:
         """Leave the last table standing."""
-        if self._live is not None:
+        if self._live is not None and self._search is not None:
+            self._live.update(self._table(self._search), refresh=True)
             self._live.stop()
             self._live = None
 
