@@ -165,10 +165,13 @@ def _run(search: Search, scheduler: Any) -> str | None:
     search.room = lambda: len(search.running) < most
     # The workers of a trial's own Ray Train are asked for by that; the trial only looks on.
     own = asked if resources.span[1] <= 1 else {"memory": 2**20}
-    reason = controller.run(
-        LoopTrial, controller.Trials(search.next), scheduler=scheduler, callback=search,
-        resources=PlacementGroupFactory([own]), concurrency=most, retries=1, enough=search.enough,
-    )  # fmt: skip
+    try:
+        reason = controller.run(
+            LoopTrial, controller.Trials(search.next), scheduler=scheduler, callback=search,
+            resources=PlacementGroupFactory([own]), concurrency=most, retries=1, enough=search.enough,
+        )  # fmt: skip
+    finally:
+        search.catch_up()
     if reason is not None:
         search.close(reason)
     return reason

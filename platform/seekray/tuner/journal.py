@@ -61,12 +61,23 @@ class Journal:
                 self._lines.append(line)
                 told |= {name: [(epoch, value) for epoch, value in told[name]] for name in ("rungs", "schedule")}
                 self.trials[told["number"]] = Entry(**told)
+        self._saved = len(self._lines)
 
-    def write(self, entry: Entry) -> None:
-        """Note how a trial is now."""
+    def note(self, entry: Entry) -> None:
+        """How a trial is now, in memory; `save` writes it."""
         self.trials[entry.number] = entry
         self._lines.append(json.dumps(vars(entry)))
-        self._run.write_bytes(NAME, "".join(f"{line}\n" for line in self._lines).encode())
+
+    def save(self) -> None:
+        """Write what was noted."""
+        if len(self._lines) > self._saved:
+            self._saved = len(self._lines)
+            self._run.write_bytes(NAME, "".join(f"{line}\n" for line in self._lines).encode())
+
+    def write(self, entry: Entry) -> None:
+        """Note and save."""
+        self.note(entry)
+        self.save()
 
     @property
     def ended(self) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import random
@@ -19,7 +20,7 @@ from seekray.session import points
 from seekray.storage import Storage
 from seekray.tracking.spool import Tracker
 from seekray.train_state import objective
-from seekray.trainer import check_size, run_tags, write_start
+from seekray.trainer import check_size, code_tags, run_tags, write_start
 from seekray.tuner.data import Datasets
 from seekray.tuner.journal import Entry, Journal
 from seekray.tuner.samplers import sampler
@@ -56,6 +57,10 @@ class Search(Callback):  # type: ignore[misc]
         others = {k for p in self.tune.space.values() for k in p.when} - self.tune.space.keys()
         self._sampler = sampler(self.tune, {k: value_of(experiment, k) for k in others})
         self._waiting: list[Entry] = []
+        self._code = code_tags()
+        # What is written of a trial that ended waits until the next one runs.
+        self._due: list[Callable[[], None]] = []
+        self._later: list[Callable[[], None]] = []
         self._began = time.monotonic()
         self._spent = sum(e.seconds for e in self.journal.trials.values())
         self._since: dict[int, float] = {}
@@ -132,7 +137,7 @@ class Search(Callback):  # type: ignore[misc]
         check_size(experiments[0], ready.prepared)
         run = self._runs.child(entry.run_id)
         write_start(run, experiments[0], ready.prepared, resume=run.exists("run.json"))
-        tags = run_tags(experiments[0], ready.prepared) | {"parent": self.search_id, "trial": str(entry.number)}
+        tags = run_tags(experiments[0], ready.prepared, self._code) | {"parent": self.search_id, "trial": str(entry.number)}
         Tracker(run, entry.run_id).start(experiments[0].name, experiments[0].as_json(), tags)
         return {
             "number": entry.number, "run_id": entry.run_id, "search_id": self.search_id, "run": run.uri,
@@ -173,8 +178,9 @@ class Search(Callback):  # type: ignore[misc]
             entry.value = result["score"] if self.higher else -result["score"]
             if not entry.rungs or entry.rungs[-1][0] < entry.epoch:
                 entry.rungs.append((entry.epoch, entry.value))
-        if "failed" not in result:
-            self.journal.write(entry)
+        if not result["done"]:
+            self.journal.note(entry)
+            self._later.append(self.journal.save)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         entry, last = self._entry(trial), trial.last_result
@@ -192,7 +198,15 @@ class Search(Callback):  # type: ignore[misc]
         self._end(self._entry(trial), "failed", f"its process died: {text[:300]}")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        self.catch_up(self._due)
+        self._due, self._later = self._later, []
         self.table.draw(self)
+
+    def catch_up(self, tasks: list[Callable[[], None]] | None = None) -> None:
+        """Write what waits; all of it where nothing is said."""
+        for waiting in (self._due, self._later) if tasks is None else (tasks,):
+            while waiting:
+                waiting.pop(0)()
 
     def _entry(self, trial: Trial) -> Entry:
         return self.journal.trials[trial.config["number"]]
@@ -201,8 +215,13 @@ class Search(Callback):  # type: ignore[misc]
         entry.status, entry.reason = status, reason
         if status == "failed":
             entry.value = None
-        self.journal.write(entry)
         self._sampler.tell(entry, self.score(entry))
+        self.journal.note(entry)
+        self._later.append(functools.partial(self._write_end, entry, self.best, len(self.journal.ended)))
+
+    def _write_end(self, entry: Entry, best: Entry | None, count: int) -> None:
+        status, reason = entry.status, entry.reason
+        self.journal.save()
         run = self._runs.child(entry.run_id)
         if run.exists("run.json"):
             tracker = Tracker(run, entry.run_id)
@@ -210,10 +229,9 @@ class Search(Callback):  # type: ignore[misc]
                 tracker.points(points({f"trial_{self.metric}": entry.value}, entry.epoch))
             tracker.tags({"trial_status": status, "trial_reason": reason} if reason else {"trial_status": status})
             tracker.finish("failed" if status == "failed" else "finished", reason)
-        best = self.best
         if best is not None and best.value is not None:
-            told = {f"best_{self.metric}": best.value, "trials_ended": float(len(self.journal.ended))}
-            self._tracker.points(points(told, len(self.journal.ended)))
+            told = {f"best_{self.metric}": best.value, "trials_ended": float(count)}
+            self._tracker.points(points(told, count))
         self.table.event(self._line(entry, best is entry))
 
     def _line(self, entry: Entry, best: bool) -> str:
@@ -228,6 +246,7 @@ class Search(Callback):  # type: ignore[misc]
                 self._end(entry, "failed", f"{reason}, before its first rung")
             else:
                 self._end(entry, "stopped", reason)
+        self.catch_up()
 
 
 def shown(values: dict[str, Any]) -> str:
