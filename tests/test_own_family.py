@@ -106,7 +106,7 @@ def test_replicas_and_jobs_are_told_where_its_module_is(folder: Path, tmp_path: 
     assert parcel.files(folder)["radial.py"] == folder / "radial.py"
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    (bundle / "bundle.json").write_text(json.dumps({"family": "radial:Radial"}))
+    (bundle / "bundle.json").write_text(json.dumps({"family": "radial:Radial", "schema": {"targets": ["y"]}}))
     config = build([ModelToServe("radial", "1", bundle)], tmp_path / "serve.yaml")
     assert config["applications"][-1]["args"]["modules"] == str(folder)
 

@@ -85,19 +85,16 @@ def next_step(result: object) -> str:
         lines.append(f"plots   {Path(result.plots[0]).parent} ({', '.join(Path(p).name for p in result.plots)})")
     if not result.tracked:
         lines.append("the tracking server did not answer; the run is spooled: `seekray sync` sends it when it is back")
+    model, steps = result.bundle, []
     if result.model and result.version:
-        lines.append(f"model   {result.model}/{result.version}")
-        lines.append(f"next    seekray models promote {result.model} {result.version} --to champion")
-        lines.append("        " + _use(f"{result.model}/{result.version}", result.makes))
-    else:
-        lines.append("next    " + _use(result.bundle, result.makes))
+        model = f"{result.model}/{result.version}"
+        lines.append(f"model   {model}")
+        steps.append(f"seekray models promote {result.model} {result.version} --to champion")
+    if asked := {"texts": '--prompt "Once upon"', "rows": "--rows 100 --out synthetic.parquet"}.get(result.makes):
+        steps.append(f"seekray generate {model} {asked}")
+    steps.append(f"seekray serve up {model}")
+    lines.append("next    " + "\n        ".join(steps))
     return "\n".join(lines)
-
-
-def _use(model: str, makes: str) -> str:
-    if makes == "predictions":
-        return f"seekray serve up {model}"
-    return f"seekray generate {model} " + ('--prompt "Once upon"' if makes == "texts" else "--rows 100 --out synthetic.parquet")
 
 
 def evaluate(
