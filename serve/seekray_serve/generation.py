@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
 CSV, ARROW = b"text/csv", b"application/vnd.apache.arrow.stream"
 
 
-class GenerationApp(Application):
-    """What the applications of generative models share; they know nothing of Ray."""
+class GenerationApp(Application, ABC):
+    """What the applications of generative models share; they know nothing of Ray. endpoint: the path to try."""
+
+    endpoint: str
 
     def __init__(self, generator: Generator, limits: Limits | None = None) -> None:
         super().__init__()
@@ -59,18 +62,13 @@ class GenerationApp(Application):
         self.add("GET", "/", self.docs)
 
     @property
-    def endpoint(self) -> str:
-        """The path to try."""
-        raise NotImplementedError
-
-    @property
+    @abstractmethod
     def example(self) -> dict[str, Any]:
-        """A body for it that the model can answer."""
-        raise NotImplementedError
+        """A body for the endpoint that the model can answer."""
 
+    @abstractmethod
     def load(self) -> dict[str, int]:
         """What is waiting and what was done."""
-        raise NotImplementedError
 
     async def body(self, scope: Scope, receive: Receive) -> Any:
         """A request's JSON value."""
@@ -321,9 +319,10 @@ def _request(example: Mapping[str, Any]) -> dict[str, Any]:
 def load(bundle: str, limits: Limits, *, name: str, version: str | None) -> GenerationApp:
     """The application of a bundle folder."""
     from seekray.generator import Generator
+    from seekray.models.family import textual
 
     generator = Generator.load(bundle, name=name, version=version)
-    return (TextApp if hasattr(generator.family, "stream") else RowApp)(generator, limits)
+    return (TextApp if textual(generator.family) else RowApp)(generator, limits)
 
 
 def build(args: Mapping[str, Any]) -> ServeApplication:
