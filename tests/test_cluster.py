@@ -41,6 +41,31 @@ def test_what_this_machine_will_never_have_is_refused_before_a_ray_starts(resour
     assert "on this machine" in done.stdout
 
 
+LEFT = """
+import psutil, ray
+from seekray.cluster import connect
+from seekray.config import Resources
+from seekray.settings import read_settings
+with connect(read_settings({}), Resources(workers=1)):
+    daemons = [p for p in psutil.Process().children() if p.name() in ("raylet", "gcs_server")]
+    started = psutil.Process().children(recursive=True)
+    ray.shutdown = lambda: [p.kill() for p in daemons]
+left = [p for p in psutil.wait_procs(started, timeout=3)[1] if p.status() != psutil.STATUS_ZOMBIE]
+print(len(started) > 2, [" ".join(p.cmdline()) for p in left])
+for process in left:
+    process.kill()
+"""
+
+
+@pytest.mark.ray
+def test_what_outlives_its_raylet_is_ended(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "True []", done.stderr
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_ray_that_someone_started_on_this_machine_is_left_alone(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import psutil
+
 from seekray.config import Resources
 from seekray.errors import ClusterError, ResourcesError
 from seekray.ray_environment import STAY_ON_LOOPBACK, private_ray_environment, worker_processes
@@ -79,7 +81,28 @@ def connect(settings: Settings, resources: Resources | None = None, address: str
             _keep_token_private()
             yield
         finally:
+            ours = _ray_processes() if place is None else []
             ray.shutdown()
+            _end(ours)
+
+
+def _ray_processes() -> list[psutil.Process]:
+    """Of the Ray that this process has started: its daemons and all below them."""
+    import ray
+
+    found = []
+    for _, daemon in ray._private.worker._global_node.live_processes():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it crashed
+            top = psutil.Process(daemon.pid)
+            found += [top, *top.children(recursive=True)]
+    return found
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """They end with their raylet, but one was seen that hung on its way out and would have stayed for good."""
+    for process in psutil.wait_procs(processes, timeout=1)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _check_fits(resources: Resources) -> None:

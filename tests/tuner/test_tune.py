@@ -203,16 +203,21 @@ def test_the_worst_take_over_the_best(tmp_path: Path, untracked: None) -> None:
     assert all(t["epoch"] == 12 for t in done.trials)
 
 
+def _trials() -> list[psutil.Process]:
+    """Processes of trials on this machine, those of a search that ended a moment ago too."""
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::LoopTrial" in " ".join(p.info["cmdline"] or [])]
+
+
 def test_a_trial_whose_process_dies_is_tried_once_more(
     tmp_path: Path, untracked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = searched(tmp_path, searcher="random", trials=2, concurrency=1, scheduler="none")
     given = with_values(given, {"family": "odd_families:Slow"}).model_copy(update={"tune": given.tune})
-    event, killed = Table.event, []
+    event, killed, others = Table.event, [], set(_trials())
 
     def kill(self: Table, text: str) -> None:
         if text.startswith("trial 0: running") and not killed:
-            (actor,) = [p for p in psutil.process_iter(["cmdline"]) if "ray::LoopTrial" in " ".join(p.info["cmdline"] or [])]
+            (actor,) = set(_trials()) - others
             killed.append(actor.pid)
             actor.kill()
         event(self, text)
