@@ -203,9 +203,14 @@ def test_the_worst_take_over_the_best(tmp_path: Path, untracked: None) -> None:
     assert all(t["epoch"] == 12 for t in done.trials)
 
 
-def _trials() -> list[psutil.Process]:
-    """Processes of trials on this machine, those of a search that ended a moment ago too."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "ray::LoopTrial" in " ".join(p.info["cmdline"] or [])]
+def _trials() -> set[psutil.Process]:
+    """Processes of trials on the session's Ray, those of a search that ended a moment ago too."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ray::LoopTrial" in " ".join(process.cmdline()):
+                found.add(process)
+    return found
 
 
 def test_a_trial_whose_process_dies_is_tried_once_more(
@@ -213,18 +218,19 @@ def test_a_trial_whose_process_dies_is_tried_once_more(
 ) -> None:
     given = searched(tmp_path, searcher="random", trials=2, concurrency=1, scheduler="none")
     given = with_values(given, {"family": "odd_families:Slow"}).model_copy(update={"tune": given.tune})
-    event, killed, others = Table.event, [], set(_trials())
+    event, killed, others = Table.event, set(), _trials()
 
     def kill(self: Table, text: str) -> None:
         if text.startswith("trial 0: running") and not killed:
-            (actor,) = set(_trials()) - others
-            killed.append(actor.pid)
-            actor.kill()
+            killed.update(_trials() - others)
+            for process in killed:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         event(self, text)
 
     monkeypatch.setattr(Table, "event", kill)
     done = tuner.tune(given, settings())
-    assert len(killed) == 1
+    assert killed
     assert [t["status"] for t in done.trials] == ["finished", "finished"]
 
 
