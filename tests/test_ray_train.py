@@ -44,7 +44,7 @@ def prepared(source: Path) -> Prepared:
     return prepare(experiment(source).data, "classification")
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_workers_compute_what_one_process_does(source: Path, prepared: Prepared, tmp_path: Path, workers: int) -> None:
     """Half a CPU each, 70 rows in batches of 23: a last batch of one row, batch norm over ranks, exact metrics."""
     resources = {"workers": workers, "cpus_per_worker": 0.5}

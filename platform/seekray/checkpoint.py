@@ -107,6 +107,8 @@ def load_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]], tensors: 
     for name, tensor in tensors.items():
         index, key = name.split("/", 1)
         state.setdefault(int(index), {})[key] = tensor
+    if len(groups) != len(optimizer.param_groups):  # another weight decay: the same parameters, divided otherwise
+        groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

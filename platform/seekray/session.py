@@ -47,6 +47,10 @@ class Listener(Protocol):
     def progress(self, state: Mapping[str, Any]) -> None: ...
 
 
+def _learned(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    return [p for m in modules for p in m.parameters() if p.requires_grad]
+
+
 class Session:
     """One rank of a run. This class alone is the plain process; launchers give it ranks and ears.
 
@@ -106,15 +110,14 @@ class Session:
         """See StepSession: gradients summed over ranks and parts, checked, clipped; True: step now."""
         loss.backward()  # type: ignore[no-untyped-call]
         assert self._batch is not None
-        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         total = loss.detach() if self._losses is None else self._losses + loss.detach()
         self._losses = None if self._batch.last else total
         if not self._batch.last:
             return False  # a NaN is seen at the last part, where all ranks see it
         if self.world_size > 1:
-            total = self.sum(total) if self.sharded else self._reduce(parameters, total)
+            total = self.sum(total) if self.sharded else self._reduce(_learned(modules), total)
         if self.training.clip_norm is not None:
-            self.grad_norm = self._clip(parameters, self.training.clip_norm)
+            self.grad_norm = self._clip(_learned(modules), self.training.clip_norm)
             total = total + 0 * self.grad_norm
         self._check(total)
         return True

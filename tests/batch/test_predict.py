@@ -338,6 +338,7 @@ def test_over_ray_answers_and_rejects_are_the_same(bundle: Path, tmp_path: Path,
     assert seen == sorted(seen[:50]) + sorted(seen[50:])
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_over_ray_a_slow_part_does_not_change_the_order(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch

@@ -28,6 +28,7 @@ from seekray_serve.ready import ModelToServe
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
 
+@pytest.mark.slow
 def test_a_crash_of_a_part_is_cleaned_by_the_next_up_and_by_down(bundles, tmp_path):
     settings = read_settings({"SEEKRAY_HOME": str(tmp_path)})
     port = free_port()

@@ -156,6 +156,7 @@ def test_failures_have_reasons_and_do_not_sink_the_search(tmp_path: Path, untrac
         tuner.tune(searched(tmp_path, trials=9, space=only), settings())
 
 
+@pytest.mark.slow
 def test_repetitions_are_one_trial(tmp_path: Path, untracked: None) -> None:
     given = searched(tmp_path, searcher="random", trials=2, scheduler="none", repeat={"folds": 3}, metric="accuracy")
     done = tuner.tune(given, settings())
@@ -171,6 +172,7 @@ def test_repetitions_are_one_trial(tmp_path: Path, untracked: None) -> None:
     same(run_here(plain, None, tmp_path / "again"), parts[0])
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_where_a_scheduler_paused_it(tmp_path: Path, untracked: None) -> None:
     space = {"training.lr": {"loguniform": [1e-4, 1e-1]}}
     given = searched(tmp_path, searcher="random", scheduler="hyperband", trials=12, space=space)

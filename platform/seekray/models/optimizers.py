@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 def make_optimizer(module: nn.Module, training: Training, betas: tuple[float, float] = (0.9, 0.999)) -> Optimizer:
     """The experiment's optimizer over a module; biases and norms are not decayed. betas: of adam and adamw."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    decayed = [p for p in parameters if p.ndim > 1]
+    free = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if not training.weight_decay:  # a group more is a call more in every step
+        groups = [{"params": decayed + free, "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
     fused = training.fused if training.fused is not None else all(p.is_cuda or p.device.type == "cpu" for p in parameters)
     if training.optimizer == "sgd":
