@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from seekray.settings import read_settings
-from seekray_serve import deploy, instance
-from seekray_serve.ready import ModelToServe
+from seekray_serve.lifecycle import deploy, instance
+from seekray_serve.lifecycle.ready import ModelToServe
 
 BUNDLE = "SEEKRAY_BENCH_BUNDLE"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from seekray_serve import instance
+from seekray_serve.lifecycle import instance
 
 
 def free_port() -> int:

@@ -26,8 +26,8 @@ from seekray.settings import settings as here
 from seekray.tracking import registry
 from seekray.tracking.pyfunc import _load_pyfunc
 from seekray.verify import generator_doors, verify
-from seekray_serve.deploy import build
 from seekray_serve.generation import load as load_app
+from seekray_serve.lifecycle.deploy import build
 from seekray_serve.options import Limits
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 200

@@ -28,8 +28,8 @@ from seekray.report import conclude
 from seekray.storage import Storage
 from seekray.tracking.spool import Tracker
 from seekray.verify import local_doors, verify
-from seekray_serve.deploy import build
-from seekray_serve.ready import ModelToServe
+from seekray_serve.lifecycle.deploy import build
+from seekray_serve.lifecycle.ready import ModelToServe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)

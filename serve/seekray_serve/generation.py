@@ -15,7 +15,7 @@ from seekray.data.values import json_value
 from seekray.errors import DataError, SeekrayError, UserError
 from seekray_serve import generation_docs
 from seekray_serve.batching import Batcher
-from seekray_serve.engine import EngineThread, Ticket
+from seekray_serve.engine.scheduler import EngineThread, Ticket
 from seekray_serve.http import (
     HTML,
     Application,

@@ -26,11 +26,11 @@ from seekray_serve.http import (
     read_body,
     require_json,
 )
-from seekray_serve.inference_protocol import LENGTH_HEADER, InferenceProtocol
-from seekray_serve.model import BatchModel
 from seekray_serve.options import Limits
+from seekray_serve.predict.inference_protocol import LENGTH_HEADER, InferenceProtocol
+from seekray_serve.predict.model import BatchModel
+from seekray_serve.predict.rows import Answer, Job, RowReader
 from seekray_serve.replica import deployed
-from seekray_serve.rows import Answer, Job, RowReader
 
 if TYPE_CHECKING:
     from ray.serve import Application as ServeApplication

@@ -19,8 +19,8 @@ import yaml
 
 from seekray.errors import UserError
 from seekray.settings import read_settings
-from seekray_serve import deploy, instance
-from seekray_serve.ready import ModelToServe
+from seekray_serve.lifecycle import deploy, instance
+from seekray_serve.lifecycle.ready import ModelToServe
 
 
 @pytest.fixture

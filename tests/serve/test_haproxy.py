@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seekray_serve import haproxy, instance
+from seekray_serve.lifecycle import haproxy, instance
 
 pytest.importorskip("ray.serve")
 

@@ -22,8 +22,8 @@ from tests.serving import Load, call, free_port, listening, sample
 
 from seekray.errors import ClusterError
 from seekray.settings import read_settings
-from seekray_serve import deploy, instance
-from seekray_serve.ready import ModelToServe
+from seekray_serve.lifecycle import deploy, instance
+from seekray_serve.lifecycle.ready import ModelToServe
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -251,7 +251,7 @@ def test_forecasts_and_labels_of_steps_answer_at_every_door(served, tmp_path):
     from seekray.predictor import Predictor
     from seekray.trainer import train
     from seekray.verify import local_doors, verify
-    from seekray_serve.doors import endpoint_doors
+    from seekray_serve.lifecycle.doors import endpoint_doors
 
     lines = [f"{who},2026-01-01T{i // 60:02}:{i % 60:02}:00,{math.sin(i / 4 + 9 * who):.6f},{'ud'[i // 12 % 2]}"
              for who in (0, 1) for i in range(80)]  # fmt: skip

@@ -21,9 +21,9 @@ from tests.two_nodes import one_head
 
 from seekray.errors import ClusterError
 from seekray.settings import Settings, read_settings
-from seekray_serve import deploy, instance
-from seekray_serve.dashboard import Dashboard
-from seekray_serve.ready import ModelToServe
+from seekray_serve.lifecycle import deploy, instance
+from seekray_serve.lifecycle.dashboard import Dashboard
+from seekray_serve.lifecycle.ready import ModelToServe
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
 
@@ -110,7 +110,7 @@ def test_a_cluster_that_others_run_keeps_what_is_theirs(bundles, tmp_path, monke
 def test_up_holds_no_pipe(bundles, tmp_path):
     code = f"""
         from seekray.settings import read_settings
-        from seekray_serve import deploy
+        from seekray_serve.lifecycle import deploy
         settings = read_settings({{"SEEKRAY_HOME": {str(tmp_path)!r}}})
         deploy.up([deploy.ModelToServe("wine", "1", {str(bundles["wine"])!r})], settings, port={free_port()})
         print("up")

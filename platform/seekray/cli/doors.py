@@ -32,9 +32,9 @@ def verify_all(reference: str, data: str | None) -> dict[str, Any]:
     from seekray.tracking import registry
     from seekray.tracking.artifacts import fresh_copy
     from seekray.verify import generator_doors, local_doors, rows_with_trouble, verify
-    from seekray_serve import deploy
-    from seekray_serve.doors import endpoint_doors
-    from seekray_serve.instance import free_ports
+    from seekray_serve.lifecycle import deploy
+    from seekray_serve.lifecycle.doors import endpoint_doors
+    from seekray_serve.lifecycle.instance import free_ports
 
     where = settings()
     model = resolve(reference, where)

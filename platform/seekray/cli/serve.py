@@ -10,7 +10,7 @@ import typer
 from seekray.cli.common import Address, Json, example, note, out, table
 
 if TYPE_CHECKING:
-    from seekray_serve.ready import ModelToServe
+    from seekray_serve.lifecycle.ready import ModelToServe
 
 app = typer.Typer(no_args_is_help=True)
 Models = Annotated[list[str], typer.Argument(help="digits@champion, wine/2, models:/…, runs:/ID or bundle folders.")]
@@ -25,7 +25,7 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
     from seekray.errors import UserError
     from seekray.model_ref import resolve
     from seekray.settings import settings
-    from seekray_serve.ready import ModelToServe
+    from seekray_serve.lifecycle.ready import ModelToServe
 
     found: list[ModelToServe] = []
     for reference in references:
@@ -42,7 +42,7 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
 def up(models: Models, port: Port = None, host: Host = None, address: Address = None, json: Json = False) -> None:
     """Serve models; returns when each has answered a real request."""
     from seekray.settings import settings
-    from seekray_serve import deploy
+    from seekray_serve.lifecycle import deploy
 
     wanted = models_to_serve(models)
     if not json:
@@ -71,7 +71,7 @@ def _text(found: dict[str, Any]) -> str:
 def status(address: Address = None, json: Json = False) -> None:
     """What is served."""
     from seekray.settings import settings
-    from seekray_serve import deploy
+    from seekray_serve.lifecycle import deploy
 
     found = deploy.status(settings(), address=address)
     out(found, json, lambda: _text(found))
@@ -81,7 +81,7 @@ def status(address: Address = None, json: Json = False) -> None:
 def down(address: Address = None, json: Json = False) -> None:
     """End everything that `serve up` started."""
     from seekray.settings import settings
-    from seekray_serve import deploy
+    from seekray_serve.lifecycle import deploy
 
     found = deploy.down(settings(), address=address)
     out(found, json, lambda: f"stopped: {', '.join(found['stopped']) or 'nothing was running'}")
@@ -96,7 +96,7 @@ def build(
     json: Json = False,
 ) -> None:
     """Write a config file that plain `serve deploy` accepts."""
-    from seekray_serve import deploy
+    from seekray_serve.lifecycle import deploy
 
     config = deploy.build(models_to_serve(models), file, host or deploy.DEFAULT_HOST, port or deploy.DEFAULT_PORT)
     out(config, json, lambda: f"wrote {file}; deploy it with: serve deploy {file}")

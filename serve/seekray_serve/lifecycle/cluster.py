@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seekray.errors import ClusterError
-from seekray_serve.dashboard import Dashboard
+from seekray_serve.lifecycle.dashboard import Dashboard
 
 ASK_TIMEOUT_S = 30
 # The GCS is asked itself, and no driver joins: that would have to run on a node of the cluster.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from seekray.errors import SeekrayError
-from seekray_serve.rows import Answer, Job, Key, RowReader
+from seekray_serve.predict.rows import Answer, Job, Key, RowReader
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from seekray.errors import DataError
-from seekray_serve.rows import Answer
+from seekray_serve.predict.rows import Answer
 
 if TYPE_CHECKING:
     from seekray.predictor import Predictor

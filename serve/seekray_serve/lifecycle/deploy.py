@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seekray.errors import ClusterError, UserError
-from seekray_serve import instance as instances
-from seekray_serve.cluster import Target, find_cluster
-from seekray_serve.dashboard import Dashboard
+from seekray_serve.lifecycle import instance as instances
+from seekray_serve.lifecycle.cluster import Target, find_cluster
+from seekray_serve.lifecycle.dashboard import Dashboard
+from seekray_serve.lifecycle.ready import FRONT, ModelToServe, import_path, wait
 from seekray_serve.options import check_options, own_module
-from seekray_serve.ready import FRONT, ModelToServe, import_path, wait
 
 if TYPE_CHECKING:
     from seekray.settings import Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seekray.errors import ClusterError
-from seekray_serve.cluster import Target
+from seekray_serve.lifecycle.cluster import Target
 
 FRONT = "front"
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from seekray.errors import ClusterError, UserError
-from seekray_serve import haproxy
+from seekray_serve.lifecycle import haproxy
 
 LOOPBACK = "127.0.0.1"
 WILDCARDS = ("0.0.0.0", "::", "")

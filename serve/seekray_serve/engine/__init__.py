@@ -1,0 +1,1 @@
+"""Continuous batching of texts: knows neither Ray nor HTTP."""

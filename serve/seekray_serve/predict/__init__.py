@@ -1,0 +1,1 @@
+"""Rows in, predictions out: parsing, a batch through a predictor, and the Open Inference Protocol."""
