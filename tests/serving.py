@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvicorn
 
 from seekray_serve.lifecycle import instance
 
@@ -37,6 +39,27 @@ def call(url: str, body: object = None, method: str | None = None, headers: dict
     text = answer.read()
     connection.close()
     return answer.status, json.loads(text) if answer.getheader("content-type") == "application/json" else text
+
+
+class Server:
+    """An application on a free port of loopback, in a thread of its own."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+        self.thread = threading.Thread(target=self.server.run, args=([listener],))
+
+    def __enter__(self) -> Server:
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self.thread.join()
 
 
 class Load:

@@ -172,6 +172,8 @@ class Serve(Strict):
     max_batch_rows: int = Field(1024, ge=1, description="most rows of one forward pass")
     max_rows: int = Field(10_000, ge=1, description="most rows of one request")
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body")
+    max_table_rows: int = Field(100_000, ge=1, description="rows of a request whose body is an Arrow stream")
+    max_table_bytes: int = Field(256 * 2**20, ge=1, description="bytes of such a table, unpacked")
     num_cpus: float = Field(0.1, ge=0, description="CPUs that a replica reserves")
     num_gpus: float = Field(0, ge=0, description="GPUs that a replica reserves")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from seekray.batch.output import PartResult, encode, open_output
@@ -89,16 +87,13 @@ class Stream:
 
     def loads(self, data: bytes) -> Stream:
         """Go on from `dumps`. Raises UserError for the state of another model, or what is no state."""
-        with tempfile.TemporaryDirectory() as folder:  # safetensors reads metadata from files alone
-            file = Path(folder) / "state"
-            file.write_bytes(data)
-            try:
-                with safe_open(str(file), framework="pt") as opened:
-                    about = opened.metadata() or {}
-                    tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-                names = json.loads(about["keys"])
-            except Exception as error:
-                raise UserError(f"the state is not one that a stream wrote: {str(error).splitlines()[0]}") from error
+        try:
+            tensors = load(data)
+            # safetensors reads metadata from files alone; they stand in its header, after the header's length.
+            about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+            names = json.loads(about["keys"])
+        except Exception as error:
+            raise UserError(f"the state is not one that a stream wrote: {str(error).splitlines()[0]}") from error
         if about.get("bundle") != self.predictor.hash:
             raise UserError("the state is of another model or version; begin without it")
         layers = 1 + max((int(n.split(".")[0]) for n in tensors), default=-1)

@@ -9,6 +9,7 @@ same ingress: nothing but an address is needed, and the answer's bytes pass as t
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ from seekray_serve.http import (
     route_path,
 )
 from seekray_serve.openapi import STYLE, listed
+from seekray_serve.options import Limits
+from seekray_serve.relay import relay
+from seekray_serve.sockets import Socket
 from seekray_serve.streaming import EVENTS, EventStream, unless_gone
 
 if TYPE_CHECKING:
@@ -40,14 +44,14 @@ if TYPE_CHECKING:
 
 NAME = "front"
 _FORWARDED = (b"content-type", b"content-encoding", b"accept", b"inference-header-content-length", b"authorization")
-_RETURNED = ("content-type", "inference-header-content-length", "retry-after", "allow")
+_RETURNED = ("content-type", "inference-header-content-length", "retry-after", "allow", "seekray-model", "seekray-version")
 _CATALOGUE_S = 1.0
 
 
 class FrontApp(Application):
     """The ASGI application of the front door. `url` is the ingress that it stands behind."""
 
-    def __init__(self, url: str, *, max_body_bytes: int = 16 * 2**20) -> None:
+    def __init__(self, url: str, *, max_body_bytes: int = Limits().max_table_bytes) -> None:
         super().__init__()
         self._url = url.rstrip("/")
         self._max_body_bytes = max_body_bytes
@@ -173,6 +177,17 @@ class FrontApp(Application):
             await self._model(api)
         return await super().fallback(path, scope, receive)
 
+    async def fallback_socket(self, path: str, socket: Socket) -> None:
+        """Pass a model's stream on, or say what there is."""
+        found = re.fullmatch(r"(?:/v1/models/([^/]+)|/([^/]+)/v1)/stream", path)
+        if found is None:
+            await super().fallback_socket(path, socket)
+            return
+        model = await self._model(found[1] or found[2])
+        assert self._session is not None
+        url = f"{self._url}{model['path']}/v1/stream"
+        await relay(socket, self._session, url, _kept(socket.scope), self._max_body_bytes)
+
     async def _model(self, name: str) -> dict[str, Any]:
         found = await self.catalogue()
         for model in found:
@@ -184,7 +199,7 @@ class FrontApp(Application):
     async def _forward(self, name: str, path: str, scope: Scope, receive: Receive) -> Response:
         body = await read_body({**scope, "headers": _plain(scope)}, receive, self._max_body_bytes)
         model = await self._model(name)
-        headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k in _FORWARDED}
+        headers = _kept(scope)
         status, returned, answer = await self._fetch(scope["method"], f"{model['path']}/{path}", body, headers)
         return _returned(status, returned, answer)
 
@@ -242,6 +257,11 @@ def _returned(status: int, headers: Mapping[str, str], body: bytes) -> Response:
     content_type = headers.get("content-type", "application/json").encode("latin-1")
     kept: Headers = [(key.encode(), headers[key].encode("latin-1")) for key in _RETURNED[1:] if key in headers]
     return Response(body, status, content_type, kept)
+
+
+def _kept(scope: Scope) -> dict[str, str]:
+    """The headers that go on to the model."""
+    return {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"] if k in _FORWARDED}
 
 
 def _plain(scope: Scope) -> Headers:

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from seekray.errors import SeekrayError, TooLargeError, UserError
+from seekray_serve.sockets import Socket, SocketClosedError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -176,15 +177,20 @@ def _unpack(body: bytes, encoding: bytes, limit: int) -> bytes:
     return plain
 
 
+def is_json(kind: bytes) -> bool:
+    """Whether a content type is JSON's."""
+    if kind == JSON:
+        return True
+    plain = kind.split(b";", 1)[0].strip().lower()
+    return plain == JSON or plain.endswith(b"+json")
+
+
 def require_json(scope: Scope) -> None:
     """Refuse a body that says it is something else than JSON (no content type is taken as JSON)."""
     kind = header(scope, b"content-type")
-    if kind is None or kind == JSON:
+    if kind is None or is_json(kind):
         return
-    plain = kind.split(b";", 1)[0].strip().lower()
-    if plain == JSON or plain.endswith(b"+json"):
-        return
-    shown = plain.decode("latin-1")
+    shown = kind.split(b";", 1)[0].strip().decode("latin-1")
     raise RequestError(415, "unsupported_media_type", f"content type {shown!r} is not application/json", field="content-type")
 
 
@@ -208,16 +214,19 @@ def route_path(scope: Scope) -> str:
 
 
 Handler = Callable[[Scope, Receive], Awaitable[Response]]
+SocketHandler = Callable[[Socket], Awaitable[None]]
 
 
 class Application:
     """A raw ASGI application with a table of exact routes.
 
-    Subclasses fill `routes` (path → method → handler) and may answer other paths in `fallback`.
+    Subclasses fill `routes` (path → method → handler) and `sockets` (path → handler), and may answer other paths in
+    `fallback` and `fallback_socket`.
     """
 
     def __init__(self) -> None:
         self.routes: dict[str, dict[str, Handler]] = {}
+        self.sockets: dict[str, SocketHandler] = {}
 
     def add(self, method: str, path: str, handler: Handler) -> None:
         """Answer `method path` with `handler`; GET answers HEAD too."""
@@ -253,6 +262,10 @@ class Application:
         """Answer a path that is not in the table."""
         raise not_found(path)
 
+    async def fallback_socket(self, path: str, socket: Socket) -> None:
+        """Answer a WebSocket at a path that is not in the table."""
+        raise not_found(path)
+
     async def startup(self) -> None:
         """Called once, in the event loop that will serve."""
 
@@ -260,8 +273,8 @@ class Application:
         """Called once, when no request is left."""
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await send({"type": "websocket.close", "code": 1000})
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
             return
         while True:
             kind = (await receive())["type"]
@@ -272,6 +285,19 @@ class Application:
                 await self.shutdown()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, socket = route_path(scope), Socket(scope, receive, send)
+        try:
+            if handler := self.sockets.get(path):
+                await handler(socket)
+            else:
+                await self.fallback_socket(path, socket)
+        except SocketClosedError:
+            return
+        except Exception as error:
+            answer = error_response(error, path)
+            await socket.fail(answer.status, [(b"content-type", JSON), *(answer.headers or [])], answer.body)
 
 
 def not_found(path: str) -> RequestError:

@@ -111,6 +111,12 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
                 typed_object({"columns": typed_object({name: {"type": "array", "items": features[name]} for name in names})}),
             ]
         },
+        "Form": {
+            "type": "object",
+            "description": "a part for each feature, files as they are, others as JSON; parts that come again are rows",
+            "properties": {name: {"type": "string"} for name in names},
+            "required": names,
+        },
         "Answer": typed_object(
             {
                 "predictions": {"type": "array", "items": value},
@@ -128,10 +134,13 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
         operation: dict[str, Any] = {"responses": {"200": {"description": "done"}}}
         if (method, path) == ("POST", "/v1/predict"):
             example = {"rows": [example_row(predictor)]}
+            table: dict[str, Any] = {"application/vnd.apache.arrow.stream": {"schema": {}}}
+            files = {"multipart/form-data": {"schema": _ref("Form")}}
+            answer = {"description": "an answer for each row", "content": {**content("Answer"), **table}}
             operation = {
                 "summary": f"Predict with {predictor.name}",
-                "requestBody": {"required": True, "content": content("Request", example)},
-                "responses": {"200": {"description": "an answer for each row", "content": content("Answer")}, **WRONG},
+                "requestBody": {"required": True, "content": {**content("Request", example), **files, **table}},
+                "responses": {"200": answer, **WRONG},
             }
         documented.setdefault(path, {})[method.lower()] = operation
     return whole_document(predictor, documented, schemas, prefix)

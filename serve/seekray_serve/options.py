@@ -16,12 +16,15 @@ from seekray.models import module_folder
 class Limits:
     """What one request, and all that wait, may take.
 
-    max_body_bytes, max_rows: of one request. max_batch_rows: of one forward pass.
-    max_queued_requests: waiting behind the running batch, in one replica; -1 is no limit.
+    max_body_bytes, max_rows: of one request; max_table_bytes, max_table_rows: of one whose body is an Arrow stream, which
+    costs a fraction of JSON. max_batch_rows: of one forward pass. max_queued_requests: waiting behind the running batch,
+    in one replica; -1 is no limit.
     """
 
     max_body_bytes: int = 16 * 2**20
     max_rows: int = 10_000
+    max_table_bytes: int = 256 * 2**20
+    max_table_rows: int = 100_000
     max_batch_rows: int = 1024
     max_queued_requests: int = 1000
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from seekray.errors import DataError
 from seekray_serve import openapi
 from seekray_serve.batching import Batcher
 from seekray_serve.http import (
     HTML,
+    JSON,
     Application,
     Handler,
     Receive,
@@ -21,16 +20,20 @@ from seekray_serve.http import (
     Response,
     Scope,
     header,
+    is_json,
     json_response,
     parse_json,
     read_body,
-    require_json,
 )
 from seekray_serve.options import Limits
+from seekray_serve.predict.bodies import FileBodies
 from seekray_serve.predict.inference_protocol import LENGTH_HEADER, InferenceProtocol
 from seekray_serve.predict.model import BatchModel
 from seekray_serve.predict.rows import Answer, Job, RowReader
+from seekray_serve.predict.steps import Steps
+from seekray_serve.predict.tables import ARROW, Tables, joined
 from seekray_serve.replica import deployed
+from seekray_serve.streaming import unless_gone
 
 if TYPE_CHECKING:
     from ray.serve import Application as ServeApplication
@@ -39,9 +42,9 @@ if TYPE_CHECKING:
 
 
 class PredictionApp(Application):
-    """The ASGI application of one model; knows nothing of Ray."""
+    """The ASGI application of one model; knows nothing of Ray. key: signs a stream's state; None: the instance's own."""
 
-    def __init__(self, predictor: Predictor, limits: Limits | None = None) -> None:
+    def __init__(self, predictor: Predictor, limits: Limits | None = None, key: bytes | None = None) -> None:
         super().__init__()
         self.predictor = predictor
         self.limits = limits or Limits()
@@ -53,9 +56,14 @@ class PredictionApp(Application):
             max_queued=self.limits.max_queued_requests,
         )
         self.protocol = InferenceProtocol(predictor)
+        self.files = FileBodies(predictor)
+        self.tables = Tables(predictor, self.reader, self.batcher, self.limits)
         self.add("POST", "/v1/predict", self.predict)
+        self.steps: Steps | None = None
         if hasattr(getattr(predictor, "family", None), "forward_on"):
-            self.add("POST", "/v1/stream", self.stream)
+            self.steps = Steps(predictor, self.reader, self.limits, key)
+            self.add("POST", "/v1/stream", self.steps.post)
+            self.sockets["/v1/stream"] = self.steps.talk
         self.add("GET", "/v1/model", self._constant(openapi.describe(predictor)))
         self.add("GET", "/healthz", self.health)
         self._add_inference_protocol()
@@ -73,55 +81,31 @@ class PredictionApp(Application):
             await self.batcher.submit(self.reader.read({"rows": one}), 1)
 
     async def shutdown(self) -> None:
-        """Let the worker thread go."""
+        """Let the worker threads go."""
         self.batcher.close()
+        if self.steps:
+            self.steps.close()
 
     async def predict(self, scope: Scope, receive: Receive) -> Response:
-        """`{"rows": [...]}` or `{"columns": {...}}` → predictions and probabilities."""
-        require_json(scope)
-        body = await read_body(scope, receive, self.limits.max_body_bytes)
-        job = self.reader.read(parse_json(body))
-        answer = await self.batcher.submit(job, job.count)
-        return Response(orjson.dumps(self._answered(answer)))
-
-    async def stream(self, scope: Scope, receive: Receive) -> Response:
-        """`{"rows": [...], "keys": [...], "state": "..."}`: a recurrent model's new steps, and the state of the last call.
-
-        The state travels with the caller (base64), so that any replica can go on. A row holds only the steps that are new;
-        `keys` names the rows' series where there are several.
-        """
-        from seekray.stream import Stream
-
-        require_json(scope)
-        body = parse_json(await read_body(scope, receive, self.limits.max_body_bytes))
-        given = dict(body) if isinstance(body, dict) else {}
-        state, keys = given.pop("state", None), given.pop("keys", None)
-        job = self.reader.read(given)
-        if keys is None:
-            keys = list(range(job.count))
-        if not isinstance(keys, list) or not isinstance(state, str | None):
-            raise DataError("keys must be a list, and state what the last call gave", field="state")
-
-        def work() -> Response:
-            stream = Stream(self.predictor)
-            if state:
-                stream.loads(base64.b64decode(state))
-            columns = job.columns if job.columns is not None else self.reader.columns(job.rows or [])
-            found = stream.predict(columns, keys)
-            answer = Answer(found.predictions, found.probabilities, 0, job.count, found.quantiles)
-            return json_response(self._answered(answer) | {"state": base64.b64encode(stream.dumps()).decode()})
-
-        return await asyncio.get_running_loop().run_in_executor(None, work)
-
-    def _answered(self, answer: Answer) -> dict[str, Any]:
-        """What `predict` and `stream` say."""
-        return {
-            "predictions": answer.predictions,
-            "probabilities": answer.probabilities,
-            **({} if answer.quantiles is None else {"quantiles": answer.quantiles}),
-            "model": self.predictor.name,
-            "version": self.predictor.version,
-        }
+        """Rows as JSON, files or an Arrow stream → predictions and probabilities, as JSON or an Arrow stream."""
+        kind, accept = header(scope, b"content-type") or JSON, header(scope, b"accept") or b""
+        if is_json(kind) and ARROW not in accept:
+            body = await read_body(scope, receive, self.limits.max_body_bytes)
+            job = self.reader.read(parse_json(body))
+            answer = await self.batcher.submit(job, job.count)
+            return Response(orjson.dumps(answer.as_json(self.predictor)))
+        if not kind.startswith(ARROW):
+            body = await read_body(scope, receive, self.limits.max_body_bytes)
+            given = parse_json(body) if is_json(kind) else self.files.read(kind.decode("latin-1"), body)
+            jobs = [self.reader.read(given)]
+        else:
+            body = await read_body(scope, receive, self.limits.max_table_bytes)
+            jobs = await asyncio.get_running_loop().run_in_executor(None, self.tables.read, body)
+        answers = await unless_gone(receive, self.tables.answer(jobs))
+        if ARROW in accept or (kind.startswith(ARROW) and JSON not in accept):
+            return await asyncio.get_running_loop().run_in_executor(None, self.tables.write, answers)
+        about = {"model": self.predictor.name, "version": self.predictor.version}
+        return Response(orjson.dumps(joined(answers) | about))
 
     async def health(self, scope: Scope, receive: Receive) -> Response:
         """This replica serves, and what; `queued` requests wait in it, `rows` it has computed since it started."""

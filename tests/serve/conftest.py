@@ -57,7 +57,14 @@ class FakePredictor:
         self.started = threading.Event()
         self._weight = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
 
-    def prepare(self, columns: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def begin(self) -> None:
+        """Forget what the warm-up asked."""
+        self.batches.clear()
+        self.tables.clear()
+        self.started.clear()
+
+    def prepare(self, columns: Any) -> dict[str, torch.Tensor]:
+        columns = columns if isinstance(columns, Mapping) else columns.to_pydict()  # Arrow's tables
         self.tables.append(columns)
         parts = []
         for name in ("alcohol", "ash"):
@@ -173,13 +180,13 @@ def serve_app() -> Callable[..., Any]:
         async def main() -> Any:
             app = PredictionApp(predictor, Limits(**limits))
             await app.startup()
-            predictor.batches.clear()
-            predictor.tables.clear()
-            predictor.started.clear()
+            if isinstance(predictor, FakePredictor):
+                predictor.begin()
             try:
                 return await asyncio.wait_for(scenario(Client(app, root)), 20)
             finally:
-                predictor.gate.set()
+                if isinstance(predictor, FakePredictor):
+                    predictor.gate.set()
                 await app.shutdown()
 
         return asyncio.run(main())

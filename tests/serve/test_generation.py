@@ -19,11 +19,10 @@ import numpy
 import openai
 import pyarrow as pa
 import pytest
-import uvicorn
 from PIL import Image
 from pyarrow import csv
 from small_lm import untrained, write_bundle
-from tests.serving import call
+from tests.serving import Server, call
 
 from seekray.generator import Generator, json_rows
 from seekray_serve.front import FrontApp
@@ -32,27 +31,6 @@ from seekray_serve.options import Limits
 
 TEXT = "größer als 漢字 ✓ und 😀 immer. " * 40
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}größer"
-
-
-class Server:
-    """An application on a free port of loopback, in a thread of its own."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-        self.thread = threading.Thread(target=self.server.run, args=([listener],))
-
-    def __enter__(self) -> Server:
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.server.should_exit = True
-        self.thread.join()
 
 
 @pytest.fixture(scope="module")

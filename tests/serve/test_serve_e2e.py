@@ -13,7 +13,9 @@ import time
 import urllib.parse
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from websockets.sync.client import connect
 
 pytest.importorskip("ray.serve")
 
@@ -128,6 +130,24 @@ def test_openais_client_unchanged(served, prefix):
     assert load["tokens"] - before < 16 * 450
 
 
+def test_a_hundred_thousand_rows_in_one_call(served, bundles):
+    rows = sample(bundles["digits1"])
+    table = pa.table({name: [float(row[name]) for row in rows] * (100_000 // len(rows) + 1) for name in rows[0]})
+    body, buffer = table.slice(0, 100_000), pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, body.schema) as writer:
+        writer.write_table(body)
+    kind = {"content-type": "application/vnd.apache.arrow.stream"}
+    status, answer = call(f"{served[1]['url']}/v1/models/digits/predict", buffer.getvalue().to_pybytes(), headers=kind)
+    assert status == 200, answer
+    found = pa.ipc.open_stream(answer).read_all()
+    expected = call(f"{served[1]['url']}/digits/v1/predict", {"rows": rows})[1]
+    assert len(found) == 100_000
+    assert found["prediction"].to_pylist()[: len(rows)] == expected["predictions"]
+    for name in expected["probabilities"][0]:
+        wanted = [row[name] for row in expected["probabilities"]]
+        assert found[f"probability_{name}"].to_pylist()[: len(rows)] == pytest.approx(wanted, abs=1e-6)
+
+
 def test_every_http_port_is_on_loopback(served):
     settings, _ = served
     running = instance.load(settings.home / "serve.json")
@@ -232,17 +252,21 @@ def test_replicas_follow_the_load_without_a_failed_request(served, bundles):
     assert few.keys() == many.keys() == {"3"}
 
 
-def _rows_by_replica(settings, name: str) -> dict[int, int]:
-    """What each replica says that it has computed, asked behind the proxy."""
+def _replicas(settings, name: str) -> list[str]:
+    """The address of each replica behind the proxy that answers."""
     running = instance.load(settings.home / "serve.json")
     assert running
-    found = {}
+    found = []
     for host, port, pid in listening(instance.pids(running.name)):
-        if host == instance.LOOPBACK and f"ServeReplica:{name}" in Path(f"/proc/{pid}/cmdline").read_text():
-            status, answer = call(f"http://127.0.0.1:{port}/{name}/healthz")
-            if status == 200:
-                found[port] = answer["rows"]
+        own = host == instance.LOOPBACK and f"ServeReplica:{name}" in Path(f"/proc/{pid}/cmdline").read_text()
+        if own and call(f"http://127.0.0.1:{port}/{name}/healthz")[0] == 200:
+            found.append(f"http://127.0.0.1:{port}/{name}")
     return found
+
+
+def _rows_by_replica(settings, name: str) -> dict[str, int]:
+    """What each replica says that it has computed."""
+    return {url: call(f"{url}/healthz")[1]["rows"] for url in _replicas(settings, name)}
 
 
 def test_forecasts_and_labels_of_steps_answer_at_every_door(served, tmp_path):
@@ -266,7 +290,7 @@ def test_forecasts_and_labels_of_steps_answer_at_every_door(served, tmp_path):
         given = common | {"name": name, "task": task, "data": data | own, "report": {"importances": False}}
         made[name] = Path(train(validate(given), read_settings({"SEEKRAY_HOME": str(tmp_path / "home")})).bundle)
     settings, result = served
-    deploy.up([ModelToServe(name, "1", bundle) for name, bundle in made.items()], settings)
+    deploy.up([ModelToServe(name, "1", bundle, {"num_replicas": 2}) for name, bundle in made.items()], settings)
     values = [round(math.sin(i / 4), 6) for i in range(12)]
     for name, bundle in made.items():
         url = f"{result['url']}/{name}"
@@ -280,6 +304,18 @@ def test_forecasts_and_labels_of_steps_answer_at_every_door(served, tmp_path):
             path = f"{url}/v1/stream" if i % 2 else f"{result['url']}/v1/models/{name}/stream"
             status, answer = call(path, {"rows": [{"y": [value]}], "keys": ["p"], "state": state})
             assert status == 200, answer
+            state = answer["state"]
+            labels += answer["predictions"][0][-1:]
+        assert labels == expected if name == "rose" else answer["predictions"][0] == pytest.approx(expected, abs=1e-6)
+        # The same over WebSockets: both public addresses, and either replica behind them, take the state that another gave.
+        addresses = [url, f"{result['url']}/v1/models/{name}", *_replicas(settings, name)]
+        assert len(addresses) == 4
+        state, labels = None, []
+        for i, value in enumerate(values):
+            path = addresses[i % 4].replace("http://", "ws://").replace(f"/models/{name}", f"/models/{name}/stream")
+            with connect(path if path.endswith("/stream") else f"{path}/v1/stream") as stream:
+                stream.send(json.dumps({"rows": [{"y": [value]}], "keys": ["p"], **({"state": state} if state else {})}))
+                answer = json.loads(stream.recv(timeout=30))
             state = answer["state"]
             labels += answer["predictions"][0][-1:]
         assert labels == expected if name == "rose" else answer["predictions"][0] == pytest.approx(expected, abs=1e-6)

@@ -81,6 +81,16 @@ class Answer:
             return None
         return [{q: rows[i] for q, rows in self._quantiles.items()} for i in range(self._start, self._stop)]
 
+    def as_json(self, predictor: Predictor) -> dict[str, Any]:
+        """What an endpoint says, with the model that says it."""
+        return {
+            "predictions": self.predictions,
+            "probabilities": self.probabilities,
+            **({} if self._quantiles is None else {"quantiles": self.quantiles}),
+            "model": predictor.name,
+            "version": predictor.version,
+        }
+
     def columns(self) -> dict[str, list[Any]]:
         """As the columns of a file: `prediction`, `probability_<class>`, `quantile_<q>`."""
         found: dict[str, list[Any]] = {"prediction": self.predictions}
@@ -138,7 +148,7 @@ class RowReader:
             if not isinstance(row, dict):
                 raise DataError(f"row {number} is not an object of columns", field="rows")
             if row.keys() != self._name_set:
-                self._check_names(row, f"row {number}")
+                self.check_names(row, f"row {number}")
         if len(rows) <= MERGED_ROWS:
             key = self._key(rows)
             if key is not None:
@@ -178,11 +188,11 @@ class RowReader:
             raise DataError("the columns are empty", field="columns")
         self.check_count(count, "columns")
         if columns.keys() != self._name_set:
-            self._check_names(columns, "the table")
+            self.check_names(columns, "the table")
             columns = {name: columns[name] for name in self.names}
         return Job(count, columns=columns)
 
-    def _check_names(self, given: Mapping[str, Any], what: str) -> None:
+    def check_names(self, given: Mapping[str, Any], what: str) -> None:
         """Raises DataError naming the first column that is too many or not there; keys may be there."""
         for name in given:
             if name not in self._name_set and name not in self._keys:
