@@ -116,12 +116,16 @@ class PredictionApp(Application):
         """Open Inference Protocol: tensors in, tensors out, as JSON or as raw bytes after it."""
         body = await read_body(scope, receive, self.limits.max_body_bytes)
         columns, rows, wanted = self.protocol.read(body, header(scope, LENGTH_HEADER))
-        self.reader.check_count(rows, "inputs")
-        answer = await self.batcher.submit(Job(rows, columns=columns), rows)
+        answer = await self.answer(columns, rows)
         payload, length = self.protocol.write(answer, wanted)
         if length is None:
             return Response(payload)
         return Response(payload, content_type=b"application/octet-stream", headers=[(LENGTH_HEADER, b"%d" % length)])
+
+    async def answer(self, columns: Mapping[str, Any], rows: int) -> Answer:
+        """The answer to a request's columns of the Open Inference Protocol."""
+        self.reader.check_count(rows, "inputs")
+        return await self.batcher.submit(Job(rows, columns=columns), rows)
 
     async def openapi(self, scope: Scope, receive: Receive) -> Response:
         """The OpenAPI document."""

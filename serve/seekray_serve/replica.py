@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from seekray_serve.http import Application
 from seekray_serve.options import Limits, autoscaling, check_options
 from seekray_serve.options import limits as limits_of
+from seekray_serve.predict.inference_service import InferenceService
 
 if TYPE_CHECKING:
     from ray.serve import Application as ServeApplication
@@ -33,8 +34,8 @@ def deployed(args: Mapping[str, Any], load: Callable[..., Application]) -> Serve
     limits: Limits = limits_of(options)
     num_cpus = options.get("num_cpus", DEFAULT_CPUS)
 
-    class Replica:
-        """A loaded model and its ASGI application."""
+    class Replica(InferenceService):
+        """A loaded model and its ASGI application, which gRPC's calls are answered by too."""
 
         def __init__(self) -> None:
             import torch

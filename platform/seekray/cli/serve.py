@@ -39,7 +39,15 @@ def models_to_serve(references: list[str]) -> list[ModelToServe]:
 
 
 @app.command(epilog=example("seekray serve up digits@champion wine/2 --port 8000"))
-def up(models: Models, port: Port = None, host: Host = None, address: Address = None, json: Json = False) -> None:
+def up(
+    models: Models,
+    port: Port = None,
+    host: Host = None,
+    address: Address = None,
+    grpc_port: Annotated[int | None, typer.Option(help="Also Open Inference Protocol over gRPC, at this port.")] = None,
+    insecure_no_auth: Annotated[bool, typer.Option(help="Agree to ports beyond loopback that ask for no key.")] = False,
+    json: Json = False,
+) -> None:
     """Serve models; returns when each has answered a real request."""
     from seekray.settings import settings
     from seekray_serve.lifecycle import deploy
@@ -47,7 +55,7 @@ def up(models: Models, port: Port = None, host: Host = None, address: Address = 
     wanted = models_to_serve(models)
     if not json:
         note(f"starting {', '.join(m.name for m in wanted)} …")
-    found = deploy.up(wanted, settings(), host, port, address=address)
+    found = deploy.up(wanted, settings(), host, port, address=address, grpc_port=grpc_port, insecure_no_auth=insecure_no_auth)
     out(found, json, lambda: _text(found) + "\n\n" + "\n".join(curl(found["url"], m) for m in wanted))
 
 
@@ -64,7 +72,11 @@ def _text(found: dict[str, Any]) -> str:
     if not found["models"]:
         return "nothing is served; start with: seekray serve up MODEL"
     rows = [[m["name"], m["version"], m["state"], m["replicas"], m["url"]] for m in found["models"]]
-    return table(rows, ["model", "version", "state", "replicas", "url"]) + f"\nfront door: {found['url']}"
+    return (
+        table(rows, ["model", "version", "state", "replicas", "url"])
+        + f"\nfront door: {found['url']}"
+        + (f"\ngRPC: {found['grpc']}, with the model's name as the header 'application'" if "grpc" in found else "")
+    )
 
 
 @app.command(epilog=example("seekray serve status --json"))

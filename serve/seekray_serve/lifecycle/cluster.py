@@ -23,14 +23,15 @@ _ASK = (
 
 @dataclass(frozen=True)
 class Target:
-    """Where to deploy: the dashboard, what Serve is told to bind, the address for clients and the
-    one by which a process in the cluster reaches the ingress."""
+    """Where to deploy: the dashboard, what Serve is told to bind, the address for clients, the
+    one by which a process in the cluster reaches the ingress, and the port of its gRPC (0: none)."""
 
     dashboard: Dashboard
     host: str
     port: int
     url: str
     inner_url: str
+    grpc_port: int = 0
 
 
 def find_cluster(address: str, host: str | None, port: int | None) -> Target:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from seekray.settings import Settings
 
 FRONT_PATH = "seekray_serve.front:build"
+# What Serve's gRPC servers are told to listen for; the replicas answer it (`predict/inference_service.py`).
+SERVICER = "seekray_serve.predict.inference_service.add_to_server"
 DEFAULT_HOST, DEFAULT_PORT = instances.LOOPBACK, 8000
 READY_TIMEOUT_S = 180.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -40,15 +43,20 @@ def up(
     *,
     address: str | None = None,
     timeout_s: float = READY_TIMEOUT_S,
+    grpc_port: int | None = None,
+    insecure_no_auth: bool = False,
 ) -> dict[str, Any]:
     """Serve `models` beside what is served already; return when each has answered its own sample.
 
     On `address` (Ray's dashboard or GCS) where given, else on the head that an earlier `up` left
-    running, else on a new one. Raises UserError (names, port), ClusterError (did not come up).
+    running, else on a new one. grpc_port: also the Open Inference Protocol over gRPC there, which needs the consent
+    `insecure_no_auth`. Raises UserError (names, ports, consent), ClusterError (did not come up).
     """
     applications = [_application(model) for model in models]
+    if grpc_port is not None:
+        _check_grpc(address, insecure_no_auth)
     with _lock(settings.home):
-        target, fresh = _attach(settings, host, port, address)
+        target, fresh = _attach(settings, host, port, grpc_port, address)
         deployed: dict[str, dict[str, Any]] = {}
         changed = False
         try:
@@ -57,14 +65,14 @@ def up(
             wanted.setdefault(FRONT, _front(target.inner_url))
             if any(not _same(deployed.get(name), app) for name, app in wanted.items()):
                 changed = True
-                target.dashboard.deploy(_config(list(wanted.values()), target.host, target.port))
+                target.dashboard.deploy(_config(list(wanted.values()), target.host, target.port, target.grpc_port))
             wait(target, models, lambda: _describe(target), timeout_s)
             return _status(target)
         except BaseException:  # Ctrl-C too: an `up` that did not come up leaves things as they were
             if fresh:
                 _stop(settings.home)
             elif changed:
-                target.dashboard.deploy(_config(list(deployed.values()), target.host, target.port))
+                target.dashboard.deploy(_config(list(deployed.values()), target.host, target.port, target.grpc_port))
             raise
 
 
@@ -143,10 +151,12 @@ def _front(url: str) -> dict[str, Any]:
     return {"name": FRONT, "route_prefix": "/", "import_path": FRONT_PATH, "args": {"url": url}}
 
 
-def _config(applications: list[dict[str, Any]], host: str, port: int) -> dict[str, Any]:
+def _config(applications: list[dict[str, Any]], host: str, port: int, grpc_port: int = 0) -> dict[str, Any]:
+    grpc = {"grpc_options": {"port": grpc_port, "grpc_servicer_functions": [SERVICER]}} if grpc_port else {}
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": host, "port": port, "keep_alive_timeout_s": 90},
+        **grpc,
         # A line a request is dear beside a small model's answer; the metrics count them.
         "logging_config": {"enable_access_log": False},
         "applications": applications,
@@ -172,7 +182,27 @@ def _same(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> bool:
     return old is not None and all(old.get(key) == value for key, value in new.items())
 
 
-def _attach(settings: Settings, host: str | None, port: int | None, address: str | None) -> tuple[Target, bool]:
+def _check_grpc(address: str | None, consent: bool) -> None:
+    """Raises UserError where gRPC cannot be served, or was not consented to."""
+    if address:
+        raise UserError(
+            "--grpc-port is for a Ray of our own; on a given cluster its gRPC is Serve's configuration", field="grpc-port"
+        )
+    if not consent:
+        raise UserError(
+            "with --grpc-port Ray Serve 2.60 opens gRPC ports of each replica and of its proxy on every interface, and they "
+            "ask for no key; say --insecure-no-auth as well if the machine's network may use the models, or use HTTP",
+            field="grpc-port",
+        )
+    try:
+        import tritonclient.grpc.service_pb2_grpc  # noqa: F401
+    except ImportError as error:
+        raise UserError("--grpc-port needs its extra: pip install 'seekray[grpc]'", field="grpc-port") from error
+
+
+def _attach(
+    settings: Settings, host: str | None, port: int | None, grpc_port: int | None, address: str | None
+) -> tuple[Target, bool]:
     """The cluster to deploy on, and whether this call has started it."""
     if address:
         return find_cluster(address, host, port), False
@@ -180,7 +210,12 @@ def _attach(settings: Settings, host: str | None, port: int | None, address: str
     instance = instances.load(state)
     if instance is not None:
         if _alive(instance):
-            for name, asked, there in (("host", host, instance.host), ("port", port, instance.port)):
+            asked_there = (
+                ("host", host, instance.host),
+                ("port", port, instance.port),
+                ("grpc-port", grpc_port, instance.grpc_port),
+            )
+            for name, asked, there in asked_there:
                 if asked is not None and asked != there:
                     raise UserError(
                         f"models are already served at {instance.url}; `seekray serve down` first, or leave out --{name}",
@@ -188,7 +223,7 @@ def _attach(settings: Settings, host: str | None, port: int | None, address: str
                     )
             return _own(instance), False
         _stop(settings.home)
-    instance = instances.start(settings.home, host or DEFAULT_HOST, port or DEFAULT_PORT)
+    instance = instances.start(settings.home, host or DEFAULT_HOST, port or DEFAULT_PORT, grpc_port=grpc_port or 0)
     instances.save(state, instance)
     return _own(instance), True
 
@@ -211,7 +246,8 @@ def _running(settings: Settings, address: str | None) -> Target | None:
 def _own(instance: instances.Instance) -> Target:
     # Serve itself is told loopback, for its replicas; HAProxy's wrapper opens the public address.
     inner = instances.LOOPBACK if instances.haproxy_binary() else instance.host
-    return Target(Dashboard(instance.dashboard, instance.token), inner, instance.port, instance.url, instance.url)
+    dashboard = Dashboard(instance.dashboard, instance.token)
+    return Target(dashboard, inner, instance.port, instance.url, instance.url, instance.grpc_port)
 
 
 def _alive(instance: instances.Instance) -> bool:
@@ -241,7 +277,8 @@ def _status(target: Target) -> dict[str, Any]:
                 "replicas": sum(replica["state"] in ("RUNNING", "UPDATING") for replica in replicas),
             }
         )
-    return {"url": target.url, "models": models}
+    grpc = {"grpc": f"{urllib.parse.urlsplit(target.url).hostname}:{target.grpc_port}"} if target.grpc_port else {}
+    return {"url": target.url, **grpc, "models": models}
 
 
 def _describe(target: Target) -> dict[str, Any]:

@@ -52,6 +52,12 @@ def rewrite(text: str, *, public_host: str, error_file: str) -> str:
         lambda found: f"{found[1]}{bind}:{found[2]}{_FRONT_DOOR}",
         text,
     )
+    # gRPC, where it was asked for: at the public address too, without a line a call.
+    text, _ = re.subn(
+        r"(?m)^(frontend grpc_frontend\n(?:\s+#.*\n)*\s+bind )\S*:(\d+ proto h2\n\s+mode http\n\s+)log global$",
+        lambda found: f"{found[1]}{bind}:{found[2]}no log",
+        text,
+    )
     # Serve turns 502, 503 and 504 into a 500; "no replica now" is a 503 that may be tried again.
     text = re.sub(r"(?m)^(\s+errorfile 50[234]) \S+$", rf"\1 {error_file}", text)
     counts = {"metrics": metrics, "statistics": stats, "socket": socket, "front": front}

@@ -39,7 +39,7 @@ START_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True)
 class Instance:
-    """What is known of a running head; kept in `serve.json`."""
+    """What is known of a running head; kept in `serve.json`. grpc_port: of Serve's gRPC; 0: it has none."""
 
     name: str
     folder: str
@@ -48,6 +48,7 @@ class Instance:
     dashboard: str
     gcs: str
     token_file: str
+    grpc_port: int = 0
 
     @property
     def url(self) -> str:
@@ -103,12 +104,14 @@ def _target(link: Path) -> str:
         return ""
 
 
-def start(home: Path, host: str, port: int, *, ingress: bool = True) -> Instance:
+def start(home: Path, host: str, port: int, *, ingress: bool = True, grpc_port: int = 0) -> Instance:
     """Start a head with token authentication and, for Serve, HAProxy where the platform has it.
 
     ingress: False leaves Serve its own Python proxy. Raises UserError, ClusterError.
     """
     check_port(host, port)
+    if grpc_port:
+        check_port(host, grpc_port, "grpc-port")
     home.mkdir(parents=True, exist_ok=True)
     name = secrets.token_hex(4)
     # Short, since a socket's path has at most 107 characters and HAProxy's lies two folders below,
@@ -125,6 +128,7 @@ def start(home: Path, host: str, port: int, *, ingress: bool = True) -> Instance
         dashboard=f"http://{LOOPBACK}:{dashboard}",
         gcs=f"{LOOPBACK}:{gcs}",
         token_file=str(token_file),
+        grpc_port=grpc_port,
     )
     options = [
         ("--port", gcs),
@@ -218,8 +222,8 @@ def attach_environment(instance: Instance) -> dict[str, str]:
     }
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises UserError when another program listens on the public port."""
+def check_port(host: str, port: int, name: str = "port") -> None:
+    """Raises UserError when another program listens on the public port, that of the option `name`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -227,8 +231,8 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"port {port} of {host} cannot be used ({error.strerror}); end what listens there or give another with --port",
-                field="port",
+                f"port {port} of {host} cannot be used ({error.strerror}); end what listens there, or give another --{name}",
+                field=name,
             ) from error
 
 
@@ -283,6 +287,7 @@ def _environment(instance: Instance, ports: list[int], binary: str | None) -> di
     path = os.pathsep.join([*source_roots(), *filter(None, [kept.get("PYTHONPATH")])])
     folder = Path(instance.folder)
     first = _replica_ports()
+    half = first + REPLICA_PORTS // 2
     environment = kept | {
         MARK: instance.name,
         "PYTHONPATH": path,
@@ -293,7 +298,9 @@ def _environment(instance: Instance, ports: list[int], binary: str | None) -> di
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[3]),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(half),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(half),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(first + REPLICA_PORTS),
         # Time for HAProxy to leave a stopping replica; the default of 30 s is for far load balancers.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         # Ray runs its workers, so replicas and HAProxy too, at nice 15, behind whatever else the machine does.

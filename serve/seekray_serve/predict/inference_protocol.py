@@ -1,4 +1,4 @@
-"""Open Inference Protocol v2 over REST, with the binary tensor extension.
+"""Open Inference Protocol v2, with the binary tensor extension; over gRPC see `inference_service`.
 
 A tensor a feature goes in; `prediction`, and for classifiers `probability`, come out.
 Specification: https://github.com/kserve/open-inference-protocol and, for raw tensors after the
@@ -20,18 +20,12 @@ import orjson
 
 from seekray.errors import DataError
 from seekray_serve.predict.rows import Answer
+from seekray_serve.predict.tensors import DTYPES, Array, mapping, to_bytes, values_of
 
 if TYPE_CHECKING:
     from seekray.predictor import Predictor
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 LENGTH_HEADER = b"inference-header-content-length"
-_DTYPES = {
-    "BOOL": "?", "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
-    "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
-    "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
 # Their answers are lists of different lengths: each row's columns are one BYTES value, their JSON.
 SEQUENCES = ("labelling", "forecast")
 _NUMBERS = {"numeric": "FP64", "vector": "FP64", "boolean": "BOOL"}
@@ -42,17 +36,17 @@ class Wanted:
 
     def __init__(self, request: Mapping[str, Any], known: Sequence[str]) -> None:
         self.id = request.get("id")
-        parameters = _mapping(request.get("parameters"), "parameters")
+        parameters = mapping(request.get("parameters"), "parameters")
         binary = bool(parameters.get("binary_data_output", False))
         outputs = request.get("outputs") or [{"name": name} for name in known]
         if not isinstance(outputs, list):
             raise DataError('"outputs" must be a list', field="outputs")
         self.binary: dict[str, bool] = {}
         for output in outputs:
-            name = _mapping(output, "outputs").get("name")
+            name = mapping(output, "outputs").get("name")
             if not isinstance(name, str) or name not in known:
                 raise DataError(f"the model has no output {name!r}; it has {', '.join(known)}", field=str(name))
-            own = _mapping(output.get("parameters"), "parameters")
+            own = mapping(output.get("parameters"), "parameters")
             self.binary[name] = bool(own.get("binary_data", binary))
 
 
@@ -116,7 +110,7 @@ class InferenceProtocol:
         return "BYTES"
 
     def read(self, body: bytes, header_length: bytes | None) -> tuple[dict[str, Any], int, Wanted]:
-        """Columns, their number of rows and what is wanted. Raises DataError."""
+        """Columns, their number of rows and what is wanted, of an HTTP body. Raises DataError."""
         size = len(body)
         if header_length is not None:
             if not header_length.isdigit() or int(header_length) > len(body):
@@ -129,20 +123,23 @@ class InferenceProtocol:
             request = orjson.loads(body[:size])
         except orjson.JSONDecodeError as error:
             raise DataError(f"the request's JSON part is not JSON: {error}") from error
+        return self.read_request(request, memoryview(body)[size:])
+
+    def read_request(self, request: object, raw: memoryview) -> tuple[dict[str, Any], int, Wanted]:
+        """The same of a request whose raw tensors, one after another, are `raw`. Raises DataError."""
         inputs = request.get("inputs") if isinstance(request, dict) else None
-        if not isinstance(inputs, list) or not inputs:
+        if not isinstance(request, dict) or not isinstance(inputs, list) or not inputs:
             raise DataError('the request must be an object with a list "inputs"', field="inputs")
         wanted = Wanted(request, self.outputs)
-        raw = memoryview(body)[size:]
         columns: dict[str, Any] = {}
         rows = -1
         for tensor in inputs:
-            name = _mapping(tensor, "inputs").get("name")
+            name = mapping(tensor, "inputs").get("name")
             if not isinstance(name, str) or name not in self._features:
                 raise DataError(f"the model has no input {name!r}", field=str(name))
             if name in columns:
                 raise DataError(f"input {name!r} is given twice", field=name)
-            values, raw = _values(tensor, raw)
+            values, raw = values_of(tensor, raw)
             count = self._count(name, tensor["shape"])
             if rows not in (-1, count):
                 raise DataError(f"input {name!r} has {count} rows, others have {rows}", field=name)
@@ -154,7 +151,7 @@ class InferenceProtocol:
             raise DataError(f"input {missing[0]!r} is missing", field=missing[0])
         if rows < 1:
             raise DataError("the inputs have no rows", field="inputs")
-        _apply_nulls(columns, rows, _mapping(request.get("parameters"), "parameters").get("nulls"))
+        _apply_nulls(columns, rows, mapping(request.get("parameters"), "parameters").get("nulls"))
         return columns, rows, wanted
 
     def _count(self, name: str, shape: list[int]) -> int:
@@ -190,10 +187,10 @@ class InferenceProtocol:
         outputs: list[dict[str, Any]] = []
         tail: list[bytes] = []
         for name, binary in wanted.binary.items():
-            values, datatype = self._output(name, answer)
+            values, datatype = self.output(name, answer)
             output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": list(values.shape)}
             if binary:
-                tail.append(_to_bytes(values, datatype))
+                tail.append(to_bytes(values, datatype))
                 output["parameters"] = {"binary_data_size": len(tail[-1])}
             else:
                 output["data"] = values.ravel().tolist()
@@ -210,7 +207,8 @@ class InferenceProtocol:
             return text, None
         return b"".join([text, *tail]), len(text)
 
-    def _output(self, name: str, answer: Answer) -> tuple[Array, str]:
+    def output(self, name: str, answer: Answer) -> tuple[Array, str]:
+        """The tensor of one of `outputs`, and its datatype."""
         if name == "steps":
             rows = answer.columns()
             lines = [orjson.dumps({k: v[i] for k, v in rows.items()}).decode() for i in range(len(answer.predictions))]
@@ -224,7 +222,7 @@ class InferenceProtocol:
             return np.array(flags, dtype="?"), datatype
         if datatype == "BYTES":
             return np.array([str(value) for value in answer.predictions], dtype=object), datatype
-        return np.array(answer.predictions, dtype=_DTYPES[datatype]), datatype
+        return np.array(answer.predictions, dtype=DTYPES[datatype]), datatype
 
 
 def _no_json_list(name: str) -> DataError:
@@ -241,77 +239,6 @@ def _json_list(name: str, text: object) -> Any:
         raise DataError(f"input {name!r} is not JSON: {error}", field=name) from error
 
 
-def _mapping(value: object, field: str) -> Mapping[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise DataError(f"{field!r} must be an object", field=field)
-    return value
-
-
-def _values(tensor: Mapping[str, Any], raw: memoryview) -> tuple[Array | list[Any], memoryview]:
-    """A tensor's values, flat, from its JSON `data` or from the raw bytes, and the bytes left."""
-    name, datatype, shape = tensor["name"], tensor.get("datatype"), tensor.get("shape")
-    if not isinstance(shape, list) or not shape or not all(type(n) is int and n >= 0 for n in shape):
-        raise DataError(f"input {name!r} needs a shape of non-negative integers", field=name)
-    if datatype != "BYTES" and datatype not in _DTYPES:
-        raise DataError(f"input {name!r} has datatype {datatype!r}; known are {', '.join(_DTYPES)}, BYTES", field=name)
-    count = math.prod(shape)
-    size = _mapping(tensor.get("parameters"), "parameters").get("binary_data_size")
-    if size is not None:
-        if type(size) is not int or not 0 <= size <= len(raw):
-            raise DataError(f"input {name!r} announces {size} bytes, there are {len(raw)}", field=name)
-        part, raw = raw[:size], raw[size:]
-        return _from_bytes(name, datatype, count, part), raw
-    data = tensor.get("data")
-    if not isinstance(data, list):
-        raise DataError(f"input {name!r} has neither data nor binary_data_size", field=name)
-    flat = _flatten(data)
-    if len(flat) != count:
-        raise DataError(f"input {name!r} has {len(flat)} values, its shape says {count}", field=name)
-    return flat, raw
-
-
-def _from_bytes(name: str, datatype: str, count: int, part: memoryview) -> Array | list[Any]:
-    if datatype != "BYTES":
-        dtype = np.dtype(_DTYPES[datatype])
-        if len(part) != count * dtype.itemsize:
-            raise DataError(
-                f"input {name!r} has {len(part)} bytes, {count} {datatype} need {count * dtype.itemsize}", field=name
-            )
-        return np.frombuffer(part, dtype=dtype)
-    values: list[Any] = []
-    at = 0
-    while at + 4 <= len(part) and len(values) < count:
-        length = int.from_bytes(part[at : at + 4], "little")
-        at += 4 + length
-        try:
-            values.append(str(part[at - length : at], "utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"input {name!r} row {len(values)} is not UTF-8", field=name) from error
-    if at != len(part) or len(values) != count:
-        raise DataError(f"input {name!r} does not hold {count} length-prefixed strings", field=name)
-    return values
-
-
-def _to_bytes(values: Array, datatype: str) -> bytes:
-    if datatype != "BYTES":
-        return np.ascontiguousarray(values).tobytes()
-    encoded = [str(value).encode() for value in values.ravel()]
-    return b"".join(len(value).to_bytes(4, "little") + value for value in encoded)
-
-
-def _flatten(data: list[Any]) -> list[Any]:
-    """Row-major values of a list that may be nested."""
-    while data and isinstance(data[0], list):
-        nested, data = data, []
-        for part in nested:
-            if not isinstance(part, list):
-                raise DataError("data is nested unevenly", field="data")
-            data.extend(part)
-    return data
-
-
 def _apply_nulls(columns: dict[str, Any], rows: int, nulls: object) -> None:
     if nulls is None:
         return
@@ -320,7 +247,7 @@ def _apply_nulls(columns: dict[str, Any], rows: int, nulls: object) -> None:
             nulls = orjson.loads(nulls)
         except orjson.JSONDecodeError as error:
             raise DataError(f"the parameter nulls is not JSON: {error}", field="nulls") from error
-    for name, numbers in _mapping(nulls, "nulls").items():
+    for name, numbers in mapping(nulls, "nulls").items():
         if name not in columns or not isinstance(numbers, list):
             raise DataError(f"nulls must map an input to row numbers; got {name!r}", field="nulls")
         column = list(columns[name])
