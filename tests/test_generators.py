@@ -61,11 +61,22 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_it_is_verified_and_promoted(trained: Any) -> None:
     where, result = trained
     assert {"rows": "made/1 --rows", "texts": "made/1 --prompt"}[result.makes] in next_step(result)
-    assert verify_all("made/1", None)["passed"]
     assert promote("made", "1", "champion", where)["version"] == "1"
     kept = registry.version("made", "1", where)["verified"]
     assert kept["passed"]
     assert "pyfunc" in kept["doors"]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.e2e
+def test_verify_asks_the_endpoint_too(trained: Any) -> None:
+    where, result = trained
+    found = verify_all("made/1", None)
+    assert found["passed"], found
+    own = {"rows": ["rest", "arrow"], "texts": ["completions", "streamed completions"]}[result.makes]
+    assert [door["door"] for door in found["doors"]] == ["python", "pyfunc", "copy", "kept", "fresh download", *own]
+    assert registry.version("made", "1", where)["verified"]["doors"][-2:] == own
 
 
 def test_other_answers_than_those_of_the_bundle_are_found(trained: Any, tmp_path: Path) -> None:

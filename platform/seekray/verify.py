@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from seekray.data.schema import Prediction, Schema
+    from seekray.generator import Generator
+    from seekray.predictor import Predictor
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -99,6 +101,15 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def door_of(model: Predictor | Generator) -> Door:
+    """A loaded model as a door: rows to their answers, or requests to what is made."""
+    from seekray.generator import Generator, json_rows
+
+    if isinstance(model, Generator):
+        return lambda requests: Made([row for request in requests for row in json_rows(model.generate(**request))])
+    return lambda rows: model.predict(model.schema.columns_from_rows(rows))
+
+
 def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Door]:
     """The doors that need no server: `python`, `batch parquet`, `batch csv`, `pyfunc`, and a `copy` read anew.
 
@@ -110,9 +121,7 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
 
     predictor = Predictor.load(bundle)
     schema = predictor.schema
-
-    def python(rows: list[dict[str, Any]]) -> Prediction:
-        return predictor.predict(schema.columns_from_rows(rows))
+    python = door_of(predictor)
 
     def pyfunc(rows: list[dict[str, Any]]) -> Prediction:
         import pandas as pd
@@ -121,10 +130,10 @@ def local_doors(bundle: Path | str, *, one_by_one: bool = False) -> dict[str, Do
 
         return _prediction(_load_pyfunc(str(bundle)).predict(pd.DataFrame(rows)).to_dict("list"))
 
-    def copy(rows: list[dict[str, Any]]) -> Prediction:
+    def copy(rows: list[dict[str, Any]]) -> Answers:
         with tempfile.TemporaryDirectory(prefix="seekray-verify-") as folder:
             again = Predictor.load(shutil.copytree(bundle, Path(folder) / "bundle"))
-        return again.predict(schema.columns_from_rows(rows))
+        return door_of(again)(rows)
 
     def alone(rows: list[dict[str, Any]]) -> Prediction:
         answers = [python([row]).columns() for row in rows]
@@ -153,16 +162,13 @@ class Made:
 
 def generator_doors(bundle: Path | str) -> dict[str, Door]:
     """The doors of a generator, given requests: `python`, `pyfunc`, a `copy` read anew, and `kept`, the bundle's answers."""
-    from seekray.generator import Generator, json_rows
+    from seekray.generator import Generator
 
     generator = Generator.load(bundle)
 
-    def made(by: Generator, requests: list[dict[str, Any]]) -> Made:
-        return Made([row for request in requests for row in json_rows(by.generate(**request))])
-
-    def copy(requests: list[dict[str, Any]]) -> Made:
+    def copy(requests: list[dict[str, Any]]) -> Answers:
         with tempfile.TemporaryDirectory(prefix="seekray-verify-") as folder:
-            return made(Generator.load(shutil.copytree(bundle, Path(folder) / "bundle")), requests)
+            return door_of(Generator.load(shutil.copytree(bundle, Path(folder) / "bundle")))(requests)
 
     def pyfunc(requests: list[dict[str, Any]]) -> Made:
         import pandas as pd
@@ -177,7 +183,7 @@ def generator_doors(bundle: Path | str) -> dict[str, Door]:
         answers = dict(zip(map(str, generator.sample["requests"]), generator.sample["answers"], strict=True))
         return Made([row for request in requests for row in answers[str(request)]])
 
-    return {"python": lambda requests: made(generator, requests), "pyfunc": pyfunc, "copy": copy, "kept": kept}
+    return {"python": door_of(generator), "pyfunc": pyfunc, "copy": copy, "kept": kept}
 
 
 def _batch(bundle: Path | str, schema: Schema, rows: list[dict[str, Any]], kind: str) -> Prediction:

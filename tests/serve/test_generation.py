@@ -25,8 +25,10 @@ from small_lm import untrained, write_bundle
 from tests.serving import Server, call
 
 from seekray.generator import Generator, json_rows
+from seekray.verify import door_of, verify
 from seekray_serve.front import FrontApp
 from seekray_serve.generation import TextApp, load
+from seekray_serve.lifecycle.doors import generation_doors
 from seekray_serve.options import Limits
 
 TEXT = "größer als 漢字 ✓ und 😀 immer. " * 40
@@ -332,6 +334,21 @@ def test_rows_as_json_csv_and_arrow(rows_served):
     assert csv.read_csv(io.BytesIO(text)).to_pydict() == want.to_pydict()
     stream = call(url, request, headers={"accept": "application/vnd.apache.arrow.stream"})[1]
     assert pa.ipc.open_stream(stream).read_all().equals(want)
+
+
+def test_verify_finds_an_endpoint_that_differs(rows_served, served, generator):
+    for url, name, made in ((rows_served[0].url, "flowers", rows_served[1]), (served.url, "chat", generator)):
+        doors = {"python": door_of(made), **generation_doors(url, name)}
+        assert len(doors) == 3
+        found = verify(doors, made.sample["requests"])
+        assert found["passed"], found
+        wrong = {
+            **doors,
+            "python": lambda requests, made=made: door_of(made)(
+                [{**r, "seed": 9, **({"temperature": 9.0} if "prompts" in r else {})} for r in requests]
+            ),
+        }
+        assert [door["passed"] for door in verify(wrong, made.sample["requests"])["doors"]] == [True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
-"""An endpoint's two doors as functions from rows to answers, for `seekray verify`."""
+"""An endpoint's doors as functions from rows to answers, or from requests to what was made, for `seekray verify`."""
 
 from __future__ import annotations
 
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from seekray.data.schema import Prediction
 from seekray.errors import ClusterError
+from seekray.verify import Made
 
 Rows = Sequence[Mapping[str, Any]]
 CHUNK = 1000
@@ -25,6 +26,59 @@ def endpoint_doors(url: str, name: str) -> dict[str, Callable[[Rows], Prediction
     }
 
 
+def generation_doors(url: str, name: str) -> dict[str, Callable[[Rows], Made]]:
+    """Doors of the generator `name` served at `url`, given requests as its bundle keeps them."""
+
+    def made(ask: Callable[[str, str, Mapping[str, Any]], list[dict[str, Any]]]) -> Callable[[Rows], Made]:
+        return lambda requests: Made([row for request in requests for row in ask(url, name, request)])
+
+    if "/v1/completions" in _ask(f"{url}/openapi.json")["paths"]:
+        return {"completions": made(_completion), "streamed completions": made(_streamed)}
+    return {"rest": made(lambda url, _, request: list(_ask(f"{url}/v1/generate", request)["rows"])), "arrow": made(_arrow)}
+
+
+def _arrow(url: str, name: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+
+    from seekray.generator import json_rows
+
+    with _open(f"{url}/v1/generate", request, "application/vnd.apache.arrow.stream") as answer:
+        return json_rows(pa.ipc.open_stream(answer.read()).read_all())
+
+
+def _completion(url: str, name: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for prompt, body in _prompts(name, request):
+        answer = _ask(f"{url}/v1/completions", body)
+        found += [_text(prompt, choice["text"], choice, answer["usage"]) for choice in answer["choices"]]
+    return found
+
+
+def _streamed(url: str, name: str, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for prompt, body in _prompts(name, request):
+        with _open(f"{url}/v1/completions", {**body, "stream": True, "stream_options": {"include_usage": True}}) as answer:
+            lines = [line.removeprefix("data: ") for line in answer.read().decode().split("\n\n") if line]
+        *parts, last = [json.loads(line) for line in lines if line != "[DONE]"]
+        choices = [choice for part in parts for choice in part["choices"]]
+        found.append(_text(prompt, "".join(choice["text"] for choice in choices), choices[-1], last["usage"]))
+    return found
+
+
+def _prompts(name: str, request: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    given = {key: value for key, value in request.items() if key != "prompts"}
+    for prompt in request["prompts"]:
+        yield prompt, {"model": name, "prompt": prompt, **given}
+
+
+def _text(prompt: str, text: str, choice: Mapping[str, Any], usage: Mapping[str, int]) -> dict[str, Any]:
+    """A row as the generator makes it."""
+    return {
+        "prompt": prompt, "sample": choice["index"], "text": text, "finish_reason": choice["finish_reason"],
+        "prompt_tokens": usage["prompt_tokens"], "tokens": usage["completion_tokens"],
+    }  # fmt: skip
+
+
 def _joined(parts: Any) -> Prediction:
     predictions: list[Any] = []
     probabilities: dict[str, list[Any]] = {}
@@ -38,11 +92,15 @@ def _joined(parts: Any) -> Prediction:
 
 
 def _ask(url: str, body: Any = None) -> Any:
+    with _open(url, body) as answer:
+        return json.load(answer)
+
+
+def _open(url: str, body: Any = None, accept: str = "*/*") -> Any:
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json", "Accept": accept})
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-            return json.load(answer)
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60)
     except urllib.error.HTTPError as error:
         raise ClusterError(f"{url} answered {error.code}: {error.read().decode(errors='replace')[:300]}") from error
     except OSError as error:
