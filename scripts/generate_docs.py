@@ -1,4 +1,4 @@
-"""Write docs/experiment.md and docs/experiment.schema.json from the models; `--check` only compares."""
+"""Write docs/experiment.md and the JSON Schemas of docs from the models; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 
 from seekray.config import Experiment
 from seekray.experiment_file import json_schema
+from seekray_serve.lifecycle import models_file
 from seekray.models import FAMILIES, get_family
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -90,6 +91,7 @@ def experiment() -> str:
 def main() -> None:
     """Write, or compare."""
     pages = {"experiment.md": experiment(), "experiment.schema.json": json.dumps(json_schema(), indent=1) + "\n"}
+    pages["models.schema.json"] = json.dumps(models_file.json_schema(), indent=1) + "\n"
     stale = [name for name, text in pages.items() if not (DOCS / name).is_file() or (DOCS / name).read_text() != text]
     if "--check" in sys.argv:
         sys.exit(f"stale: {', '.join(stale)}; run python scripts/generate_docs.py" if stale else 0)

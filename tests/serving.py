@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
+import shutil
 import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import uvicorn
 
-from seekray_serve.lifecycle import instance
+from seekray.settings import Settings
+from seekray_serve.lifecycle import configuration, instance, place
 
 
 def free_port() -> int:
     """A port on which nobody listens now."""
     return instance.free_ports(1)[0]
+
+
+def rewritten(bundle: Path, target: Path, change: Callable[[Any], object]) -> Path:
+    """A bundle whose `sample.json` was changed before it was sealed, so that its manifest fits."""
+    shutil.copytree(bundle, target)
+    kept = json.loads((target / "sample.json").read_text())
+    change(kept)
+    (target / "sample.json").write_text(json.dumps(kept))
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["files"]["sample.json"] = hashlib.sha256((target / "sample.json").read_bytes()).hexdigest()
+    (target / "manifest.json").write_text(json.dumps(manifest))
+    return target
 
 
 def sample(bundle: Path) -> list[dict[str, Any]]:
@@ -112,3 +128,36 @@ def listening(pids: list[int]) -> list[tuple[str, int, int]]:
                 if entry.status == psutil.CONN_LISTEN:
                     found.append((entry.laddr.ip, entry.laddr.port, pid))
     return found
+
+
+def until(ask: Any, expected: Any, timeout_s: float = 5.0) -> float:
+    """Seconds until `ask` gives what is expected."""
+    start = time.monotonic()
+    while (found := ask()) != expected:
+        assert time.monotonic() - start < timeout_s, found
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def processes(where: Settings, title: str) -> list[int]:
+    """Process ids of what shows a title."""
+    running = instance.load(where.home / "serve.json")
+    assert running
+    found = []
+    for pid in instance.pids(running.name):
+        try:
+            if title in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
+        except OSError:  # ended meanwhile
+            continue
+    return found
+
+
+def remove(where: Settings, name: str) -> None:
+    """Serve a model no more, and leave the others."""
+    target = place.running(where, None)
+    assert target
+    rest = [app for key, app in place.deployed(target).items() if key != name]
+    target.dashboard.deploy(configuration.whole(rest, target.host, target.port))
+    until(lambda: call(f"{target.url}/{name}/healthz")[0], 404, timeout_s=30)
+    until(lambda: name in [m["name"] for m in call(f"{target.url}/v1/models")[1]["models"]], expected=False, timeout_s=30)

@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from seekray.config import NOT_CHECKED, Experiment
+from seekray.config import Experiment
 from seekray.errors import ConfigError
 from seekray.models import FAMILIES, get_family
-
-Path_ = tuple[str | int, ...]
+from seekray.yaml_file import UNKNOWN, Mistake, Path_, checked, lines_of, location, read
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
     """Read and check an experiment. overrides: `a.b=value`. Raises ConfigError."""
-    file = Path(file)
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ConfigError(f"{file}: no such file; `seekray init data.csv --target COLUMN` writes one") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read as text: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text)
-        twice: list[tuple[int, Path_]] = []
-        lines = _lines(node, twice)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{file}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{file}: not valid YAML: it contains itself or is nested too deeply") from error
-    if not isinstance(raw, dict):
-        what = "nothing" if raw is None else type(raw).__name__
-        raise ConfigError(f"{file}: expected a mapping such as `name: digits`, found {what}")
-    if twice:
-        line, path = min(twice)
-        raise ConfigError(f"{file}, line {line}: {_dotted(path)} is given twice", field=_dotted(path))
-    origin = {path: f"{file}, line {line}" for path, line in lines.items()}
+    raw, origin = read(file, "`seekray init data.csv --target COLUMN` writes one", "name: digits")
     for override in overrides:
         path, value = parse_override(override)
         _put(raw, path, value, f"--set {override}")
@@ -62,16 +32,13 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Experiment:
 
 def validate(raw: Mapping[str, Any], origin: Mapping[Path_, str] | None = None, file: str = "experiment") -> Experiment:
     """An Experiment from plain values. Raises ConfigError that names the place of each mistake."""
-    try:
-        return Experiment.model_validate(raw)
-    except ValidationError as error:
-        found = [_Mistake.of(e, raw) for e in error.errors()]
-        merged: dict[Path_, _Mistake] = {}
-        for mistake in (m for m in found if m.text != NOT_CHECKED or len(found) == 1):
-            before = merged.get(mistake.path)
-            merged[mistake.path] = mistake if before is None else before.also(mistake)
-        messages = [m.message(raw, origin or {}, file) for m in merged.values()]
-        raise ConfigError("\n".join(dict.fromkeys(messages)), field=_dotted(next(iter(merged))) or None) from error
+    return checked(Experiment, raw, origin or {}, file, _of_family)
+
+
+def _of_family(key: str, raw: Mapping[str, Any]) -> Any:
+    """The config that `model` is of; it depends on the family."""
+    family = raw.get("family", "net")
+    return None if key != "model" else get_family(family).Config if family in FAMILIES else UNKNOWN
 
 
 def _check_space(experiment: Experiment, raw: Mapping[str, Any], origin: Mapping[Path_, str], file: str) -> None:
@@ -89,9 +56,9 @@ def _check_space(experiment: Experiment, raw: Mapping[str, Any], origin: Mapping
             try:
                 Experiment.model_validate(changed)
             except ValidationError as error:
-                own = [e for e in error.errors() if _loc(e["loc"], changed, absent=False)[: len(path)] == path]
-                mistakes = [_Mistake.of(e, changed) for e in own]
-                messages |= {m.message(changed, {path: at}, file): key for m in mistakes}
+                own = [e for e in error.errors() if location(e["loc"], changed, absent=False)[: len(path)] == path]
+                mistakes = [Mistake.of(e, changed) for e in own]
+                messages |= {m.message(changed, {path: at}, file, Experiment, _of_family): key for m in mistakes}
     if messages:
         raise ConfigError("\n".join(messages), field=f"tune.space.{next(iter(messages.values()))}")
 
@@ -123,7 +90,7 @@ def dump(given: Mapping[str, Any], values: Mapping[str, Any], comments: Mapping[
     for key, value in values.items():
         _put(raw, tuple(key.split(".")), value, key)
     lines = yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=110).splitlines()
-    places = _lines(yaml.compose("\n".join(lines), Loader=yaml.SafeLoader), [])
+    places = lines_of(yaml.compose("\n".join(lines), Loader=yaml.SafeLoader), [])
     for key, comment in comments.items():
         lines[places[tuple(key.split("."))] - 1] += f"  # {comment}"
     return "".join(f"{line}\n" for line in [*(f"# {line}" for line in head.splitlines()), *lines])
@@ -165,145 +132,6 @@ def _put(raw: dict[str, Any], path: Path_, value: Any, text: str) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"{text}: {key} has the value {place!r}, which has no keys")
     place[path[-1]] = value
-
-
-def _lines(node: yaml.Node | None, twice: list[tuple[int, Path_]], path: Path_ = ()) -> dict[Path_, int]:
-    """The line of each key and list item; keys that are given again go to `twice`."""
-    found: dict[Path_, int] = {}
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            place = (*path, key.value)
-            line = key.start_mark.line + 1
-            if place in found and key.value != "<<":
-                twice.append((line, place))
-            found[place] = line
-            found |= _lines(value, twice, place)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            found[(*path, index)] = value.start_mark.line + 1
-            found |= _lines(value, twice, (*path, index))
-    return found
-
-
-def _loc(loc: Sequence[str | int], raw: Mapping[str, Any], *, absent: bool) -> Path_:
-    """The part of pydantic's location that exists in the file: union branches and validators' names are dropped.
-
-    absent: the last part names a key that is not there.
-    """
-    place: Any = raw
-    path: list[str | int] = []
-    for number, key in enumerate(loc):
-        there = key in place if isinstance(place, Mapping) else isinstance(place, list) and key in range(len(place))
-        if there:
-            place = place[key]
-            path.append(key)
-        elif absent and number == len(loc) - 1 and isinstance(place, Mapping) and isinstance(key, str):
-            path.append(key)
-    return tuple(path)
-
-
-def _dotted(path: Path_) -> str:
-    return ".".join(map(str, path))
-
-
-@dataclass(frozen=True)
-class _Mistake:
-    """What is wrong with the value at `path`. kind: pydantic's; text: what is allowed, or what a rule says."""
-
-    path: Path_
-    kind: str
-    text: str
-    given: object
-
-    @classmethod
-    def of(cls, error: Any, raw: Mapping[str, Any]) -> _Mistake:
-        kind = error["type"]
-        path = _loc(error["loc"], raw, absent=kind == "missing")
-        if kind == "value_error":
-            text = str(error["ctx"]["error"])
-            # A rule over several keys begins with the one that it is about.
-            named = re.match(r"[a-z_]+(\.[a-z_]+)*", text)
-            about: Path_ = tuple(named[0].split(".")) if named else ()
-            return cls(about if about[:1] and str(about[0]) in raw and about[: len(path)] == path else path, kind, text, None)
-        return cls(path, kind, _allowed(error), error.get("input"))
-
-    def also(self, other: _Mistake) -> _Mistake:
-        """The same value fits none of several allowed forms, or breaks several rules."""
-        if self.text == other.text:
-            return self
-        joint = "; " if "value_error" in (self.kind, other.kind) else " or "
-        return replace(self, text=self.text + joint + other.text.removeprefix("expected "))
-
-    def message(self, raw: Mapping[str, Any], origin: Mapping[Path_, str], file: str) -> str:
-        above = (origin[self.path[:n]] for n in range(len(self.path), 0, -1) if self.path[:n] in origin)
-        below = (place for path, place in origin.items() if self.path and path[: len(self.path)] == self.path)
-        place = next(above, next(below, file))
-        key = _dotted(self.path)
-        if self.kind == "extra_forbidden":
-            return f"{place}: {key} is not known{_nearest(self.path, raw)}"
-        if self.kind == "missing":
-            return f"{place}: {key} is missing"
-        if self.kind == "value_error":
-            return f"{place}: {self.text if not key or key in self.text else f'{key}: {self.text}'}"
-        return f"{place}: {key}: {self.given!r} given, {self.text}"
-
-
-def _allowed(error: Any) -> str:
-    """What pydantic expected, in the words of YAML."""
-    kind = error["type"]
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return "expected a mapping of keys and values"
-    if kind in ("tuple_type", "list_type"):
-        return "expected a list"
-    if kind == "string_pattern_mismatch":
-        return f"expected to match {error['ctx']['pattern']}"
-    text = error["msg"][0].lower() + error["msg"][1:]
-    return str(text.replace("input should be", "expected"))
-
-
-def _nearest(path: Path_, raw: Mapping[str, Any]) -> str:
-    """The nearest known key, or the known ones."""
-    model: Any = Experiment
-    for number, key in enumerate(path[:-1]):
-        if isinstance(model, _ValuesOf):
-            model = model.model
-        elif model is Experiment and key == "model":
-            family = raw.get("family", "net")
-            model = get_family(family).Config if family in FAMILIES else None
-        elif field := next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None):
-            of_mapping = _has_mapping(field.annotation) and number + 2 < len(path)
-            model = _first_model(field.annotation)
-            model = _ValuesOf(model) if of_mapping and model else model
-        else:
-            model = None
-        if model is None:
-            return ""
-    if isinstance(model, _ValuesOf):
-        return ""
-    known = [f.alias or name for name, f in model.model_fields.items()]
-    close = difflib.get_close_matches(str(path[-1]), known, 1, 0.5)
-    return f"; did you mean {_dotted((*path[:-1], close[0]))}?" if close else f"; known: {', '.join(known)}"
-
-
-@dataclass(frozen=True)
-class _ValuesOf:
-    """A mapping with the user's own keys (such as columns), whose values are of a model."""
-
-    model: Any
-
-
-def _has_mapping(annotation: Any) -> bool:
-    if typing.get_origin(annotation) is dict:
-        return True
-    return any(_has_mapping(a) for a in typing.get_args(annotation))
-
-
-def _first_model(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
-        return next((m for a in typing.get_args(annotation) if (m := _first_model(a)) is not None), None)
-    return None
 
 
 def json_schema() -> dict[str, Any]:

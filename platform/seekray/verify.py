@@ -29,6 +29,7 @@ class Answers(Protocol):
 
 Door = Callable[[list[dict[str, Any]]], Answers]
 TOLERANCE = 1e-6
+TOLERANCE_ON_GPU = 1e-3  # of float32, where another kernel or card rounds otherwise
 MOST_FEATURES = 40
 
 
@@ -184,6 +185,27 @@ def generator_doors(bundle: Path | str) -> dict[str, Door]:
         return Made([row for request in requests for row in answers[str(request)]])
 
     return {"python": door_of(generator), "pyfunc": pyfunc, "copy": copy, "kept": kept}
+
+
+def unlike_kept(model: Predictor | Generator) -> str | None:
+    """The first answer to the bundle's own sample that is not the one kept with it, in words; None where all are alike.
+
+    A bundle without kept answers has nothing to be unlike.
+    """
+    from seekray.generator import Generator, json_rows
+
+    tolerance = TOLERANCE if model.device.type == "cpu" else TOLERANCE_ON_GPU
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(model, Generator):
+        requests = model.sample.get("requests") or []
+        found = [json_rows(model.generate(**request)) for request in requests]
+        pairs = [
+            (Made(kept).columns(), Made(rows).columns()) for kept, rows in zip(model.sample["answers"], found, strict=True)
+        ]
+    elif model.sample and model.sample_answers:
+        columns = model.predict(model.schema.columns_from_rows(model.sample)).columns()
+        pairs = [(dict(sorted(model.sample_answers.items())), dict(sorted(columns.items())))]
+    return next((words for kept, now in pairs if (words := _compare(kept, now, tolerance)[1])), None)
 
 
 def _batch(bundle: Path | str, schema: Schema, rows: list[dict[str, Any]], kind: str) -> Prediction:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -33,7 +33,7 @@ from seekray_serve.http import (
     route_path,
 )
 from seekray_serve.openapi import STYLE, listed
-from seekray_serve.options import Limits
+from seekray_serve.options import DRAIN_S, Limits
 from seekray_serve.relay import relay
 from seekray_serve.sockets import Socket
 from seekray_serve.streaming import EVENTS, EventStream, unless_gone
@@ -49,10 +49,13 @@ _CATALOGUE_S = 1.0
 
 
 class FrontApp(Application):
-    """The ASGI application of the front door. `url` is the ingress that it stands behind."""
+    """The ASGI application of the front door. url: the ingress it stands behind; board: what replicas say of themselves."""
 
-    def __init__(self, url: str, *, max_body_bytes: int = Limits().max_table_bytes) -> None:
+    def __init__(
+        self, url: str, *, max_body_bytes: int = Limits().max_table_bytes, board: Callable[[], dict[str, Any]] = dict[str, Any]
+    ) -> None:
         super().__init__()
+        self._board = board
         self._url = url.rstrip("/")
         self._max_body_bytes = max_body_bytes
         self._session: aiohttp.ClientSession | None = None
@@ -62,6 +65,7 @@ class FrontApp(Application):
         self.add("GET", "/docs", self.playground)
         self.add("GET", "/healthz", self.health)
         self.add("GET", "/v1/models", self.models)
+        self.add("GET", "/v1/status", self.status)
         for path in OPENAI_PATHS:
             self.add("POST", path, self.openai)
         self.add("GET", "/v2", self.server)
@@ -117,6 +121,10 @@ class FrontApp(Application):
     async def health(self, scope: Scope, receive: Receive) -> Response:
         """The front door answers; which models do is in the catalogue."""
         return json_response({"status": "ok"})
+
+    async def status(self, scope: Scope, receive: Receive) -> Response:
+        """What replicas and the autoscaler say of each model, for `serve status`."""
+        return json_response(await asyncio.get_running_loop().run_in_executor(None, self._board))
 
     async def openai(self, scope: Scope, receive: Receive) -> Response:
         """OpenAI's paths, where the model's name is in the body: forwarded, and a stream as it comes."""
@@ -279,7 +287,9 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
         """A replica of the front door."""
 
         def __serve_build_asgi_app__(self) -> FrontApp:
-            return FrontApp(url)
+            from seekray_serve import board
+
+            return FrontApp(url, board=board.read)
 
     return serve.deployment(
         name=NAME,
@@ -287,6 +297,7 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
         max_ongoing_requests=100_000,
         max_surge_percent=100,
         graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=DRAIN_S,
     )(serve.ingress()(Front)).bind()
 
 

@@ -18,7 +18,6 @@ from seekray_serve.batching import Batcher
 from seekray_serve.engine.scheduler import EngineThread, Ticket
 from seekray_serve.http import (
     HTML,
-    Application,
     Receive,
     RequestError,
     Response,
@@ -34,6 +33,7 @@ from seekray_serve.openapi import listed
 from seekray_serve.options import Limits
 from seekray_serve.replica import deployed
 from seekray_serve.streaming import EventStream, unless_gone
+from seekray_serve.versions import ModelApplication
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,14 +44,15 @@ if TYPE_CHECKING:
 CSV, ARROW = b"text/csv", b"application/vnd.apache.arrow.stream"
 
 
-class GenerationApp(Application, ABC):
+class GenerationApp(ModelApplication, ABC):
     """What the applications of generative models share; they know nothing of Ray. endpoint: the path to try."""
 
     endpoint: str
 
     def __init__(self, generator: Generator, limits: Limits | None = None) -> None:
         super().__init__()
-        self.generator, self.limits = generator, limits or Limits()
+        self.generator = self.loaded = generator
+        self.limits = limits or Limits()
         self.about = {"model": generator.name, "version": generator.version}
         self.add("GET", "/v1/model", self.describe)
         self.add("GET", "/v1/models", self.models)

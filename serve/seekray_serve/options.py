@@ -29,6 +29,9 @@ class Limits:
     max_queued_requests: int = 1000
 
 
+# How long a stream may go on in a replica that leaves.
+DRAIN_S = 600
+
 LIMITS = frozenset(limit.name for limit in dataclasses.fields(Limits))
 _SCALING = frozenset(("min", "max", "target", "up_after_s", "down_after_s"))
 _OTHERS = frozenset(("num_cpus", "num_gpus", "num_replicas", "autoscaling"))

@@ -13,7 +13,6 @@ from seekray_serve.batching import Batcher
 from seekray_serve.http import (
     HTML,
     JSON,
-    Application,
     Handler,
     Receive,
     RequestError,
@@ -34,6 +33,7 @@ from seekray_serve.predict.steps import Steps
 from seekray_serve.predict.tables import ARROW, Tables, joined
 from seekray_serve.replica import deployed
 from seekray_serve.streaming import unless_gone
+from seekray_serve.versions import ModelApplication
 
 if TYPE_CHECKING:
     from ray.serve import Application as ServeApplication
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
     from seekray.predictor import Predictor
 
 
-class PredictionApp(Application):
+class PredictionApp(ModelApplication):
     """The ASGI application of one model; knows nothing of Ray. key: signs a stream's state; None: the instance's own."""
 
     def __init__(self, predictor: Predictor, limits: Limits | None = None, key: bytes | None = None) -> None:
         super().__init__()
-        self.predictor = predictor
+        self.predictor = self.loaded = predictor
         self.limits = limits or Limits()
         self.reader = RowReader(predictor, max_rows=self.limits.max_rows)
         model = BatchModel(predictor, self.reader)

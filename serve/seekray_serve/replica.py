@@ -6,30 +6,33 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from seekray_serve.http import Application
-from seekray_serve.options import Limits, autoscaling, check_options
+from seekray_serve.options import DRAIN_S, Limits, autoscaling, check_options
 from seekray_serve.options import limits as limits_of
 from seekray_serve.predict.inference_service import InferenceService
+from seekray_serve.versions import ModelApplication, Versions, checked
 
 if TYPE_CHECKING:
     from ray.serve import Application as ServeApplication
+
+    from seekray_serve.following import Follower
 
 # A fraction, so that training and serving share a laptop; it limits scheduling, not speed.
 DEFAULT_CPUS = 0.1
 
 
-def deployed(args: Mapping[str, Any], load: Callable[..., Application]) -> ServeApplication:
+def deployed(args: Mapping[str, Any], load: Callable[..., ModelApplication]) -> ServeApplication:
     """The Serve application of one model. `load(bundle, limits, name=, version=)` runs in each replica.
 
-    args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally `modules`
-    (a folder with the module of the user's own family), `num_cpus`, `num_gpus`, `num_replicas`,
+    args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally `follow` (the alias that the
+    version came from, and the registry: `following.follow_arguments`), `modules` (a folder with the module of the user's own
+    family), `num_cpus`, `num_gpus`, `num_replicas`,
     `autoscaling` {min, max, target}, and the fields of `Limits`.
     """
     from ray import serve
 
     options = dict(args)
     name, version, bundle = options.pop("name"), options.pop("version", None), options.pop("bundle")
-    modules = options.pop("modules", None)
+    modules, follow = options.pop("modules", None), options.pop("follow", None)
     check_options(options)
     limits: Limits = limits_of(options)
     num_cpus = options.get("num_cpus", DEFAULT_CPUS)
@@ -44,9 +47,17 @@ def deployed(args: Mapping[str, Any], load: Callable[..., Application]) -> Serve
                 sys.path.append(modules)
             # More threads than the share that was asked for would only take turns.
             torch.set_num_threads(max(1, int(num_cpus)))
-            self.application = load(bundle, limits, name=name, version=version)
 
-        def __serve_build_asgi_app__(self) -> Application:
+            def loaded(folder: str, number: str | None) -> ModelApplication:
+                return load(folder, limits, name=name, version=number)
+
+            if follow:
+                follower, again = followed(name, follow, loaded)
+                self.application = Versions(follower.first(version, bundle, again=again), follower)
+            else:
+                self.application = Versions(checked(loaded(bundle, version)))
+
+        def __serve_build_asgi_app__(self) -> Versions:
             return self.application
 
     deployment: dict[str, Any] = {
@@ -58,6 +69,7 @@ def deployed(args: Mapping[str, Any], load: Callable[..., Application]) -> Serve
         # A new version is up before the old one leaves.
         "max_surge_percent": 100,
         "graceful_shutdown_wait_loop_s": 0.2,
+        "graceful_shutdown_timeout_s": DRAIN_S,
         "health_check_period_s": 5,
     }
     if scaling := options.get("autoscaling"):
@@ -65,3 +77,16 @@ def deployed(args: Mapping[str, Any], load: Callable[..., Application]) -> Serve
     else:
         deployment["num_replicas"] = options.get("num_replicas") or 1
     return serve.deployment(**deployment)(serve.ingress()(Replica)).bind()
+
+
+def followed(name: str, follow: Mapping[str, Any], load: Callable[[str, str], ModelApplication]) -> tuple[Follower, bool]:
+    """What follows an alias in this replica and tells the board of it, and whether another replica did so before."""
+    from ray import serve
+
+    from seekray_serve import board
+    from seekray_serve.following import Follower, ask
+
+    replica = serve.get_replica_context().replica_id.unique_id
+    again = board.get(name, "followed") is not None
+    board.put(name, "followed", {})
+    return Follower(name, follow, load, lambda: ask(follow), lambda state: board.put(name, replica, state)), again

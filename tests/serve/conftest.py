@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from seekray.errors import DataError
+from seekray.settings import Settings, read_settings
 
 
 @dataclass
@@ -200,7 +201,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     if given := os.environ.get("SEEKRAY_TEST_BUNDLES"):  # folders digits1, digits2, wine
         return {name: Path(given) / name for name in ("digits1", "digits2", "wine")}
     from seekray.experiment_file import validate
-    from seekray.settings import read_settings
     from seekray.trainer import train
 
     settings = read_settings({"SEEKRAY_HOME": str(tmp_path_factory.mktemp("train"))})
@@ -218,3 +218,23 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return Path(train(validate(raw), settings).bundle)
 
     return {"digits1": make("digits", 1), "digits2": make("digits", 2), "wine": make("wine", 0)}
+
+
+@pytest.fixture(scope="session")
+def served(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, dict[str, Any]]]:
+    """Three models on one instance, for all tests of endpoints; what `up` said of it."""
+    from small_lm import write_bundle
+    from tests.serving import free_port
+
+    from seekray_serve.lifecycle import deploy
+    from seekray_serve.lifecycle.ready import ModelToServe
+
+    settings = read_settings({"SEEKRAY_HOME": str(tmp_path_factory.mktemp("serve"))})
+    models = [
+        ModelToServe("digits", "1", bundles["digits1"]),
+        ModelToServe("wine", "2", bundles["wine"]),
+        ModelToServe("chat", "1", write_bundle(tmp_path_factory.mktemp("lm"), context_length=1024)),
+    ]
+    result = deploy.up(models, settings, port=free_port())
+    yield settings, result
+    deploy.down(settings)

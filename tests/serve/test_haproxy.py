@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seekray_serve.lifecycle import haproxy, instance
+from seekray_serve.lifecycle import haproxy
 
 pytest.importorskip("ray.serve")
 
@@ -40,9 +40,9 @@ def test_a_template_that_was_not_foreseen_is_refused():
         haproxy.rewrite(template().replace("listen stats", "listen other"), public_host="", error_file="x")
 
 
-@pytest.mark.skipif(instance.haproxy_binary() is None, reason="no HAProxy on this platform")
+@pytest.mark.skipif(haproxy.find_binary() is None, reason="no HAProxy on this platform")
 def test_the_wrapper_rewrites_and_becomes_haproxy(tmp_path: Path):
-    binary = instance.haproxy_binary()
+    binary = haproxy.find_binary()
     assert binary
     config = tmp_path / "haproxy.cfg"
     config.write_text(

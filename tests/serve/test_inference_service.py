@@ -19,18 +19,19 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from seekray.errors import UserError
 from seekray.settings import read_settings
 from seekray_serve.http import Application
-from seekray_serve.lifecycle import deploy, haproxy, instance
+from seekray_serve.lifecycle import configuration, deploy, haproxy, instance
 from seekray_serve.lifecycle.ready import ModelToServe
 from seekray_serve.options import Limits
 from seekray_serve.predict.inference_service import InferenceService
 from seekray_serve.prediction import PredictionApp
+from seekray_serve.versions import Versions
 
 ROWS = [{"alcohol": 13.2, "ash": 2.0, "colour": "red"}, {"alcohol": 12.0, "ash": None, "colour": "naïve"}]
 
 
 class Replica(InferenceService):
     def __init__(self, application: Any) -> None:
-        self.application = application
+        self.application = Versions(application)
 
 
 class Served:
@@ -171,7 +172,7 @@ def test_too_many_rows_another_model_and_no_model_that_predicts(client):
 
 
 def test_grpc_is_off_unless_asked_for_and_asks_for_consent(tmp_path):
-    assert "grpc_options" not in deploy._config([], "127.0.0.1", 8000)
+    assert "grpc_options" not in configuration.whole([], "127.0.0.1", 8000)
     settings = read_settings({"SEEKRAY_HOME": str(tmp_path)})
     with pytest.raises(UserError, match="on every interface, and they ask for no key; say --insecure-no-auth"):
         deploy.up([], settings, grpc_port=9000)

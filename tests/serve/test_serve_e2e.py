@@ -19,8 +19,7 @@ from websockets.sync.client import connect
 
 pytest.importorskip("ray.serve")
 
-from small_lm import write_bundle
-from tests.serving import Load, call, free_port, listening, sample
+from tests.serving import Load, call, listening, sample
 
 from seekray.errors import ClusterError
 from seekray.settings import read_settings
@@ -28,21 +27,6 @@ from seekray_serve.lifecycle import deploy, instance
 from seekray_serve.lifecycle.ready import ModelToServe
 
 pytestmark = [pytest.mark.ray, pytest.mark.e2e]
-
-
-@pytest.fixture(scope="module")
-def served(bundles, tmp_path_factory):
-    """Both models on one instance, for the whole module."""
-    settings = read_settings({"SEEKRAY_HOME": str(tmp_path_factory.mktemp("serve"))})
-    chat = write_bundle(tmp_path_factory.mktemp("lm"), context_length=1024)
-    models = [
-        ModelToServe("digits", "1", bundles["digits1"]),
-        ModelToServe("wine", "2", bundles["wine"]),
-        ModelToServe("chat", "1", chat),
-    ]
-    result = deploy.up(models, settings, port=free_port())
-    yield settings, result
-    deploy.down(settings)
 
 
 def test_two_models_answer_at_both_doors(served, bundles):

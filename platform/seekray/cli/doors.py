@@ -49,7 +49,8 @@ def verify_all(reference: str, data: str | None) -> dict[str, Any]:
         # A server of its own, so that what is verified is this version and nobody's traffic is touched.
         own = dataclasses.replace(where, home=Path(folder) / "home")
         try:
-            up = deploy.up(models_to_serve([reference]), own, port=free_ports(1)[0])
+            served = models_to_serve([f"{model.name}/{model.version}" if model.version else reference])
+            up = deploy.up(served, own, port=free_ports(1)[0])
             doors |= (generation_doors if generates else endpoint_doors)(up["models"][0]["url"], model.name)
             found: dict[str, Any] = verify(doors, rows)
         finally:

@@ -20,21 +20,16 @@ Port = Annotated[int | None, typer.Option(help="Port; default 8000.")]
 
 def models_to_serve(references: list[str]) -> list[ModelToServe]:
     """Resolve what the command line names. Raises ModelNotFoundError."""
-    import json
-
     from seekray.errors import UserError
-    from seekray.model_ref import resolve
     from seekray.settings import settings
-    from seekray_serve.lifecycle.ready import ModelToServe
+    from seekray_serve.lifecycle.models_file import to_serve
 
     found: list[ModelToServe] = []
     for reference in references:
-        model = resolve(reference, settings())
+        model = to_serve(reference, settings())
         if model.name in {m.name for m in found}:
             raise UserError(f"{model.name} is named twice; an address serves one version of a model")
-        info = json.loads((model.bundle / "bundle.json").read_text())
-        options = info.get("serve", {})
-        found.append(ModelToServe(model.name, model.version, model.bundle, options))
+        found.append(model)
     return found
 
 
@@ -46,17 +41,47 @@ def up(
     address: Address = None,
     grpc_port: Annotated[int | None, typer.Option(help="Also Open Inference Protocol over gRPC, at this port.")] = None,
     insecure_no_auth: Annotated[bool, typer.Option(help="Agree to ports beyond loopback that ask for no key.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Of a models file: say what would change, and change nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Serve models; returns when each has answered a real request."""
+    """Serve models; returns when each has answered a real request. A models file (.yaml) says all that is served."""
+    from seekray.errors import UserError
     from seekray.settings import settings
-    from seekray_serve.lifecycle import deploy
+    from seekray_serve.lifecycle import declared, deploy
 
+    if any(name.endswith((".yaml", ".yml")) for name in models):
+        if len(models) > 1:
+            raise UserError(f"a models file says all that is served; give {models[0]} alone")
+        if not (json or dry_run):
+            note(f"making it as {models[0]} says …")
+        done = declared.apply(
+            models[0], settings(), host, port,
+            address=address, dry_run=dry_run, grpc_port=grpc_port, insecure_no_auth=insecure_no_auth,
+        )  # fmt: skip
+        out(done, json, lambda: _changes(done) + ("" if dry_run else "\n\n" + _text(done)))
+        if done["failed"]:
+            raise typer.Exit(1)
+        return
+    if dry_run:
+        raise UserError("--dry-run says what a models file would change; give one, for example: seekray serve up models.yaml")
     wanted = models_to_serve(models)
     if not json:
         note(f"starting {', '.join(m.name for m in wanted)} …")
     found = deploy.up(wanted, settings(), host, port, address=address, grpc_port=grpc_port, insecure_no_auth=insecure_no_auth)
     out(found, json, lambda: _text(found) + "\n\n" + "\n".join(curl(found["url"], m) for m in wanted))
+
+
+def _changes(done: dict[str, Any]) -> str:
+    """What a models file changes, and what failed, a line each."""
+    changes = done["changes"]
+    lines = [f"+ {name}" for name in changes["added"]]
+    for name, keys in changes["changed"].items():
+        lines += [f"~ {name}: {key} {before} → {after}" for key, (before, after) in keys.items()]
+    lines += [f"- {name}" for name in changes["removed"]]
+    lines += [f"! {name}: {why}" for name, why in done["failed"].items()]
+    return "\n".join(lines) or "nothing changes"
 
 
 def curl(url: str, model: ModelToServe) -> str:
@@ -108,7 +133,7 @@ def build(
     json: Json = False,
 ) -> None:
     """Write a config file that plain `serve deploy` accepts."""
-    from seekray_serve.lifecycle import deploy
+    from seekray_serve.lifecycle import deploy, place
 
-    config = deploy.build(models_to_serve(models), file, host or deploy.DEFAULT_HOST, port or deploy.DEFAULT_PORT)
+    config = deploy.build(models_to_serve(models), file, host or place.DEFAULT_HOST, port or place.DEFAULT_PORT)
     out(config, json, lambda: f"wrote {file}; deploy it with: serve deploy {file}")

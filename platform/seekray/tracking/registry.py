@@ -69,6 +69,14 @@ def _pick(shown: Mapping[str, Any], number: str) -> dict[str, Any]:
     return found[str(number)]
 
 
+def holder(name: str, alias: str, where: Settings) -> str | None:
+    """The version that holds an alias now, in one question to the server; None where none does."""
+    client = connect(where)
+    with told(where):
+        number = _model(client, name).aliases.get(alias)
+    return None if number is None else str(number)
+
+
 def show(name: str, where: Settings) -> dict[str, Any]:
     """`{name, versions, aliases, history}`, versions newest first. Raises ModelNotFoundError."""
     client = connect(where)

