@@ -76,6 +76,85 @@ def here(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # ---- init
 
 
+def _shops() -> pa.Table:
+    days = np.arange("2024-01-01", "2024-05-01", dtype="M8[D]")
+    size = np.repeat([100.0, 160.0], len(days))
+    wave = np.tile(20 * np.sin(np.arange(len(days)) * 2 * np.pi / 7), 2)
+    names, regions = np.repeat(["a", "b"], len(days)), np.repeat(["north", "south"], len(days))
+    return pa.table({"shop": names, "day": np.tile(days, 2), "region": regions, "visitors": size + wave})
+
+
+def _walks() -> pa.Table:
+    steps = [[[float(i), 0.5]] * (3 + i % 4) for i in range(40)]
+    return pa.table({"steps": steps, "kinds": [["on", *["off"] * (len(s) - 1)] for s in steps], "who": ["x", "y"] * 20})
+
+
+def _pairs() -> pa.Table:
+    asked = [f"What is the number after the number {i}, please?" for i in range(60)]
+    return pa.table({"question": asked, "answer": [f"It is {i + 1}." for i in range(60)], "kind": ["small", "large"] * 30})
+
+
+@pytest.mark.parametrize(
+    ("family", "table", "target", "task", "said"),
+    [
+        ("rec", _shops, "visitors", "forecast",
+         {"time": "day", "id": "shop", "static": ["region"], "history": 15, "horizon": 6, "season": 7, "gap": 216000}),
+        ("rec", _walks, "kinds", "labelling", {"steps": "sequence"}),
+        ("rec", _walks, "who", "classification", {"steps": "sequence"}),
+        ("rec", _pairs, "kind", "classification", {"question": "characters"}),
+        ("gen", houses, "city", "rows", ["size", "rooms", "city", "built", "country", "balcony", "price"]),
+        ("gen", lambda: houses().select(["owner"]), None, "texts", ["owner"]),
+        ("lm", _pairs, None, "finetune", {"prompt": "question", "response": "answer"}),
+        ("lm", _pairs, "kind", "classify", {"column": "question"}),
+        ("lm", lambda: _pairs().select(["question"]), None, "pretrain", {"column": "question"}),
+    ],
+)  # fmt: skip
+def test_init_writes_for_every_family(
+    here: Path, family: str, table: Callable[[], pa.Table], target: str | None, task: str, said: Any
+) -> None:
+    pq.write_table(table(), here / "own.parquet")
+    found = inspect.init("own.parquet", [target] if target else [], here / "own.yaml", family=family)
+    made = load(here / "own.yaml")
+    assert (made.family, made.task, found["task"]) == (family, task, task)
+    if task == "forecast":
+        assert made.data.sequence is not None
+        written = made.data.sequence.model_dump(mode="json")
+        assert {k: written[k] for k in said} == said
+    elif family == "lm":
+        assert made.data.text is not None
+        assert {k: getattr(made.data.text, k) for k in said} == said
+    else:
+        features = made.data.features or {}
+        assert (list(features) if family == "gen" else {n: o.kind for n, o in features.items()}) == said
+        assert target is None or family != "gen" or made.model.conditions == (target,)  # type: ignore[attr-defined]
+    assert made.prepare().schema is not None  # the data is what the family takes
+    assert f"seekray train {here / 'own.yaml'}" in inspect.init_text(found)
+
+
+def test_init_of_plain_text_and_of_pictures(here: Path) -> None:
+    (here / "notes.txt").write_text("Some words of a text. " * 300)
+    assert inspect.init("notes.txt", [], here / "t.yaml", family="lm")["task"] == "pretrain"
+    assert load(here / "t.yaml").prepare().schema is not None
+    inspect.init("sample:digit-images", ["label"], here / "d.yaml", family="gen")
+    image = (load(here / "d.yaml").data.features or {})["image"]
+    assert (image.size, image.channels) == ((8, 8), 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "target", "said"),
+    [
+        ("rec", "price", "has nothing for --family rec"), ("rec", None, "--target is missing"),
+        ("lm", None, "no column of texts; city has names that repeat"), ("tree", None, "expected net, rec, gen, lm"),
+        ("gen", "prize", "did you mean 'price'"),
+    ],
+)  # fmt: skip
+def test_init_says_what_a_family_lacks(here: Path, family: str, target: str | None, said: str) -> None:
+    table = houses().select(["size", "city", "price"])
+    pq.write_table(table, here / "own.parquet")
+    with pytest.raises((DataError, UserError), match=re.escape(said)):
+        inspect.init("own.parquet", [target] if target else [], here / "own.yaml", family=family)
+
+
 @pytest.mark.parametrize(
     ("values", "task"),
     [

@@ -22,7 +22,8 @@ def add(app: typer.Typer) -> None:
 
 def init(
     data: Annotated[str, typer.Argument(help="A CSV, Parquet, JSONL or Arrow file, a folder or sample:NAME.")],
-    target: Annotated[list[str], typer.Option(help="The column to predict; several for multilabel.")],
+    target: Annotated[list[str] | None, typer.Option(help="The column to predict; several for multilabel.")] = None,
+    family: Annotated[str, typer.Option(help="net, rec (sequences), gen (synthetic rows) or lm (texts).")] = "net",
     out_file: Annotated[Path, typer.Option("--out", help="The experiment file to write.")] = Path("experiment.yaml"),
     force: Annotated[bool, typer.Option(help="Overwrite the file.")] = False,
     json: Json = False,
@@ -30,7 +31,7 @@ def init(
     """Look at a data file and write a commented, runnable experiment."""
     from seekray import inspect
 
-    found = inspect.init(data, target, out_file, force=force)
+    found = inspect.init(data, target or [], out_file, family=family, force=force)
     out(found, json, lambda: inspect.init_text(found))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import textwrap
 from collections.abc import Sequence
 from itertools import groupby
@@ -16,25 +15,39 @@ import yaml
 from seekray.data.kinds import Inferred
 from seekray.errors import UserError
 from seekray.inspect.defaults import Defaults, choose
+from seekray.inspect.drafts import Draft, draft
 from seekray.inspect.look import Left, Look, look
+from seekray.inspect.texts import plain, scalar
+from seekray.models import FAMILIES
 
 LISTED = 60  # more features are written several to a line
 LOCAL_ROWS = 50_000
+REGISTER = "the model's name in the registry"
 READING = {"decimal": "1.234,5", "encoding": "the file is not UTF-8"}
 
 
-def init(data: str, targets: Sequence[str], out_file: Path, *, force: bool = False) -> dict[str, Any]:
-    """Look at `data` and write `out_file`; answers what was found and what a person should look at.
+def init(data: str, targets: Sequence[str], out_file: Path, *, family: str = "net", force: bool = False) -> dict[str, Any]:
+    """Look at `data` as a family would and write `out_file`; answers what was found and what a person should look at.
 
     Raises UserError where the file is there already (unless `force`) and DataError for the data.
     """
     out_file = Path(out_file)
     if out_file.exists() and not force:
         raise UserError(f"{out_file} is there already; --force overwrites it, --out writes another file", field="out")
-    found = look(data, targets)
+    if family not in FAMILIES:
+        raise UserError(f"--family {family} given; expected {', '.join(FAMILIES)}", field="family")
     gpus = gpu_count()
-    defaults = choose(found.rows, found.task, found.shape, pictures=any(f.kind == "image" for f in found.features))
-    text = write(found, defaults, schema_line(out_file), gpus)
+    if family == "net":
+        found, text = _net(data, targets, schema_line(out_file), gpus)
+    else:
+        drafted = draft(family, data, targets)
+        text = write_draft(drafted, data, schema_line(out_file), gpus)
+        found = {
+            "task": drafted.task, "task_reason": drafted.reason, "target": list(targets),
+            "rows": drafted.rows, "estimated": False,
+            "features": [{"name": n, "kind": k, "reason": "", "unsure": False} for n, k in drafted.columns.items()],
+            "key": [], "exclude": [], "workers": workers(drafted.rows or 0, gpus), "unsure": list(drafted.unsure),
+        }  # fmt: skip
     from seekray.experiment_file import validate
 
     validate(yaml.safe_load(text), file=str(out_file))
@@ -43,8 +56,13 @@ def init(data: str, targets: Sequence[str], out_file: Path, *, force: bool = Fal
         out_file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out_file} cannot be written: {error.strerror}", field="out") from error
+    return {"file": str(out_file), "family": family, **found}
+
+
+def _net(data: str, targets: Sequence[str], schema: str | None, gpus: int) -> tuple[dict[str, Any], str]:
+    found = look(data, targets)
+    defaults = choose(found.rows, found.task, found.shape, pictures=any(f.kind == "image" for f in found.features))
     return {
-        "file": str(out_file),
         "task": found.task,
         "task_reason": found.task_reason,
         "target": list(found.targets),
@@ -55,7 +73,7 @@ def init(data: str, targets: Sequence[str], out_file: Path, *, force: bool = Fal
         "exclude": [{"name": c.name, "reason": c.reason} for c in found.exclude],
         "workers": workers(found.rows, gpus),
         "unsure": found.unsure,
-    }
+    }, write(found, defaults, schema, gpus)
 
 
 def init_text(found: dict[str, Any]) -> str:
@@ -64,11 +82,13 @@ def init_text(found: dict[str, Any]) -> str:
     for feature in found["features"]:
         kinds[feature["kind"]] = kinds.get(feature["kind"], 0) + 1
     counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-    rows = f"{'about ' if found['estimated'] else ''}{found['rows']:,} rows"
+    rows = "text" if found["rows"] is None else f"{'about ' if found['estimated'] else ''}{found['rows']:,} rows"
+    of = f" {'given' if found['family'] == 'gen' else 'of'} {', '.join(found['target'])}" if found["target"] else ""
+    features = f", {len(found['features'])} features ({counted})" if kinds else ""
     lines = [
         f"wrote {found['file']}",
-        f"task      {found['task']} of {', '.join(found['target'])}: {found['task_reason']}",
-        f"data      {rows}, {len(found['features'])} features ({counted})",
+        f"task      {found['task']}{of}: {found['task_reason']}",
+        f"data      {rows}{features}",
     ]
     if found["key"]:
         lines.append(f"key       {', '.join(found['key'])}")
@@ -113,15 +133,12 @@ def write(found: Look, defaults: Defaults, schema: str | None, gpus: int) -> str
     """The file's text."""
     lines = [f"# yaml-language-server: $schema={schema}"] if schema else []
     rows = f"{'about ' if found.estimated else ''}{found.rows:,} rows"
-    lines += [f"# Written by `seekray init` from {_plain(found.source)} ({rows}).", "# Train it: seekray train <this file>"]
-    if found.unsure:
-        lines += ["#", "# Please look at:"]
-        for text in found.unsure:
-            lines += textwrap.wrap(_plain(text), 110, initial_indent="#  - ", subsequent_indent="#    ", break_long_words=False)
+    lines += [f"# Written by `seekray init` from {plain(found.source)} ({rows}).", "# Train it: seekray train <this file>"]
+    lines += _please_look(found.unsure)
     lines += [
-        f"name: {found.name if not _needs_quotes(found.name) else scalar(found.name)}",
+        f"name: {scalar(found.name)}",
         "family: net                    # DeepSeek-Net, a multi-layer perceptron",
-        f"task: {found.task}  # {_plain(found.task_reason)}",
+        f"task: {found.task}  # {plain(found.task_reason)}",
         "",
         "data:",
         f"  source: {scalar(found.source)}",
@@ -145,6 +162,28 @@ def write(found: Look, defaults: Defaults, schema: str | None, gpus: int) -> str
     return "\n".join(lines)
 
 
+def write_draft(found: Draft, source: str, schema: str | None, gpus: int) -> str:
+    """The file's text, of a family other than `net`."""
+    lines = [f"# yaml-language-server: $schema={schema}"] if schema else []
+    lines += [f"# Written by `seekray init` from {plain(source)}.", "# Train it: seekray train <this file>"]
+    lines += _please_look(found.unsure)
+    lines += [f"name: {scalar(found.name)}", f"family: {found.family}", f"task: {found.task}  # {plain(found.reason)}"]
+    for part, values in (
+        ("data", {"source": scalar(source)} | dict(found.data)),
+        ("model", found.model),
+        ("training", found.training),
+    ):
+        lines += ["", f"{part}:", *(f"  {key}: {value}" for key, value in values.items())]
+    return "\n".join([*lines, "", *_resources(found.rows or 0, gpus), "", f"register: {scalar(found.name)}  # {REGISTER}", ""])
+
+
+def _please_look(unsure: Sequence[str]) -> list[str]:
+    lines = ["#", "# Please look at:"] if unsure else []
+    for text in unsure:
+        lines += textwrap.wrap(plain(text), 110, initial_indent="#  - ", subsequent_indent="#    ", break_long_words=False)
+    return lines
+
+
 def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, 110, initial_indent="  # ", subsequent_indent="  # ")
 
@@ -164,7 +203,7 @@ def _resources(rows: int, gpus: int) -> list[str]:
 def _left(key: str, columns: Sequence[Left], what: str) -> list[str]:
     if not columns:
         return []
-    return [f"  {key}:  # {what}"] + [f"    - {scalar(c.name)}  # {_plain(c.reason)}" for c in columns]
+    return [f"  {key}:  # {what}"] + [f"    - {scalar(c.name)}  # {plain(c.reason)}" for c in columns]
 
 
 def _features(features: Sequence[Inferred]) -> list[str]:
@@ -172,11 +211,11 @@ def _features(features: Sequence[Inferred]) -> list[str]:
     if len(features) <= LISTED:
         texts = [f"    {scalar(g.name)}: {g.kind}" for g in features]
         wide = min(40, max(map(len, texts)))
-        notes = [f"  # {'UNSURE: ' if g.unsure else ''}{_plain(g.reason)}" for g in features]
+        notes = [f"  # {'UNSURE: ' if g.unsure else ''}{plain(g.reason)}" for g in features]
         return out + [text.ljust(wide) + note for text, note in zip(texts, notes, strict=True)]
     out.append("    {")
     for (kind, reason, unsure), group in groupby(features, lambda g: (g.kind, g.reason, g.unsure)):
-        out.append(f"      # {'UNSURE: ' if unsure else ''}{kind}: {_plain(reason)}")
+        out.append(f"      # {'UNSURE: ' if unsure else ''}{kind}: {plain(reason)}")
         line = "     "
         for pair in (f" {scalar(g.name)}: {kind}," for g in group):
             if len(line) + len(pair) > 118 and line.strip():
@@ -185,19 +224,3 @@ def _features(features: Sequence[Inferred]) -> list[str]:
             line += pair
         out.append(line)
     return [*out, "    }"]
-
-
-def _plain(text: str) -> str:
-    """One line for a comment."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _needs_quotes(text: str) -> bool:
-    return not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", text) or yaml.safe_load(text) != text
-
-
-def scalar(text: str) -> str:
-    """A text as a YAML scalar that reads back as the same text, in block and flow."""
-    if not _needs_quotes(text):
-        return text
-    return json.dumps(text, ensure_ascii=not text.isprintable())

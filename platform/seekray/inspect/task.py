@@ -32,7 +32,8 @@ def guess_task(columns: Sequence[Any], names: Sequence[str]) -> tuple[str, str, 
     if not len(values):
         raise DataError(f"--target {name} has no values", field="data.target")
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_temporal(kind):
-        raise DataError(f"--target {name} holds {kind} values; expected numbers or classes", field="data.target")
+        labels = "; a label for each step of a sequence is for --family rec" if pa.types.is_nested(kind) else ""
+        raise DataError(f"--target {name} holds {kind} values; expected numbers or classes{labels}", field="data.target")
     distinct = pc.count_distinct(values).as_py()
     if distinct == 1:
         raise DataError(f"--target {name} is {values[0].as_py()!r} in all rows; there is nothing to learn", field="data.target")
