@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json as json_module
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,11 +92,23 @@ def next_step(result: object) -> str:
         model = f"{result.model}/{result.version}"
         lines.append(f"model   {model}")
         steps.append(f"seekray models promote {result.model} {result.version} --to champion")
-    if asked := {"texts": '--prompt "Once upon"', "rows": "--rows 100 --out synthetic.parquet"}.get(result.makes):
-        steps.append(f"seekray generate {model} {asked}")
+    if result.makes == "texts":
+        steps.append(f"seekray generate {model} --prompt {shlex.quote(_sample_prompt(result.bundle))}")
+    elif result.makes == "rows":
+        steps.append(f"seekray generate {model} --rows 100 --out synthetic.parquet")
     steps.append(f"seekray serve up {model}")
     lines.append("next    " + "\n        ".join(steps))
     return "\n".join(lines)
+
+
+def _sample_prompt(bundle: str) -> str:
+    """A prompt like those that the model has learned from: the first line of the first of its bundle's sample."""
+    try:
+        sample = json_module.loads((Path(bundle) / "sample.json").read_text())
+        found = str(sample["requests"][0]["prompts"][0]).strip().splitlines()[0]
+    except (OSError, KeyError, IndexError, TypeError):
+        found = "Once upon"
+    return found if len(found) <= 70 else found[:70].rsplit(" ", 1)[0]
 
 
 def evaluate(
