@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 from training_kit import run_here
@@ -235,6 +236,28 @@ def test_states_go_from_call_to_call_through_a_file(labels: Any, tmp_path: Path)
         found = [row for row in out if row["who"] == who]
         assert [row["prediction"] for row in found] == whole.predictions[0]
         assert np.allclose([row["probability_up"] for row in found], (whole.probabilities or {})["up"][0], atol=1e-6)
+
+
+def test_steps_that_cannot_be_read_are_put_aside_and_touch_no_state(labels: Any, tmp_path: Path) -> None:
+    experiment, _, bundle = labels
+    good = pq.read_table(experiment.data.source).sort_by("when").select(["who", "when", "y"])
+    clean, dirty = tmp_path / "clean.csv", tmp_path / "dirty.csv"
+    pacsv.write_csv(good, clean)
+    lines = clean.read_text().splitlines()
+    who, when, y = lines[5].split(",")
+    lines[4:4] = [f"{who},{when},soup", f'{who},"",{y}', f"{who},{when}"]  # no number, no time, a line too short
+    dirty.write_text("\n".join(lines) + "\n")
+    for file in (clean, dirty):
+        done = predict_file(
+            bundle, Data(source=str(file)), str(tmp_path / f"{file.stem}.jsonl"), tmp_path / f"{file.stem}.state"
+        )
+        assert (done["rows"], done["rejected"]) == (len(good), 3 if file is dirty else 0)
+    assert (tmp_path / "clean.state").read_bytes() == (tmp_path / "dirty.state").read_bytes()
+    assert (tmp_path / "clean.jsonl").read_text() == (tmp_path / "dirty.jsonl").read_text()
+    rejected = [json.loads(line) for line in (tmp_path / "dirty.jsonl.rejected.jsonl").read_text().splitlines()]
+    assert [r["row"] for r in rejected] == [3, 4, 5]
+    assert "soup" in rejected[0]["reason"]
+    assert "has no time" in rejected[1]["reason"]
 
 
 def test_a_state_of_another_model_and_a_model_without_states_are_refused(labels: Any, forecast: Any, tmp_path: Path) -> None:

@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from seekray.batch.output import PartResult, encode, open_output
+from seekray.batch.output import PartResult, encode, json_lines, open_output
+from seekray.batch.parts import bad_rows
 from seekray.data.options import Data
-from seekray.data.parse import category
+from seekray.data.parse import Rejects, as_array, category, is_text, numbers, shown
 from seekray.data.schema import Prediction
 from seekray.data.sequences.framing import Frame
 from seekray.data.sources import open_source
 from seekray.data.tables.features import FeatureSchema
+from seekray.data.times import times
 from seekray.errors import DataError, UserError
 from seekray.predictor import Predictor
 
@@ -110,13 +113,7 @@ def predict_steps(stream: Stream, table: pa.Table) -> pa.Table:
 
     Columns: the series, where there are several, the time, and the answers. Raises DataError, UserError.
     """
-    schema = stream.predictor.schema
-    given = getattr(schema, "frame", None)
-    if given is None:
-        raise UserError("the model was not trained on a long table (data.sequence); feed it with Stream.predict")
-    frame = Frame.from_json(given)
-    if frame.future:
-        raise UserError(f"the model wants {', '.join(frame.future)} of the steps to come; feed it with Stream.predict")
+    schema, frame = stream.predictor.schema, _frame(stream)
     order = [(frame.time, "ascending")]
     rows = table.sort_by(order).to_pylist()
     out: list[dict[str, Any]] = []
@@ -130,9 +127,7 @@ def predict_steps(stream: Stream, table: pa.Table) -> pa.Table:
                 break
         part = rows[start:stop]
         keys = [row[frame.id] if frame.id else "" for row in part]
-        columns = {
-            f.name: [[row[f.name]] if f.kind == "sequence" else row.get(f.name) for row in part] for f in schema.features
-        }
+        columns = _as_steps(schema, {f.name: [row.get(f.name) for row in part] for f in schema.features})
         answers = stream.predict(columns, keys).columns()
         if frame.task == "labelling":
             answers = {name: [value[-1] for value in values] for name, values in answers.items()}
@@ -143,14 +138,67 @@ def predict_steps(stream: Stream, table: pa.Table) -> pa.Table:
     return pa.Table.from_pylist(out)
 
 
+def _frame(stream: Stream) -> Frame:
+    """How the model's long table is read. Raises UserError where its steps cannot come from one alone."""
+    given = getattr(stream.predictor.schema, "frame", None)
+    if given is None:
+        raise UserError("the model was not trained on a long table (data.sequence); feed it with Stream.predict")
+    frame = Frame.from_json(given)
+    if frame.future:
+        raise UserError(f"the model wants {', '.join(frame.future)} of the steps to come; feed it with Stream.predict")
+    return frame
+
+
+def _as_steps(schema: Any, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Rows of one step each, from the values of a long table."""
+    return {f.name: [[v] for v in columns[f.name]] if f.kind == "sequence" else columns[f.name] for f in schema.features}
+
+
+def read_steps(stream: Stream, table: pa.Table) -> tuple[pa.Table, dict[int, str]]:
+    """A long table whose steps are numbers, and why some of its rows are no steps: those may touch no state."""
+    schema, frame = stream._schema, _frame(stream)
+    reasons: dict[int, str] = {}
+    for feature in schema.features:
+        if feature.kind == "sequence" and is_text(table.column(feature.name).type):  # a text among numbers, in a CSV
+            rejects = Rejects(strict=False)
+            found = numbers(as_array(table.column(feature.name)), feature.name, rejects)
+            table = table.set_column(
+                table.schema.get_field_index(feature.name), feature.name, pa.array(found, from_pandas=True)
+            )
+            reasons |= {
+                int(r["row"]): f"column {feature.name!r}: {r['reason']}, got {shown(r['value'])}" for r in rejects.found
+            }
+    columns = _as_steps(schema, {f.name: table.column(f.name).to_pylist() for f in schema.features})
+    reasons = bad_rows(schema, pa.table(columns)) | reasons
+    rejects = Rejects(strict=False)
+    missing = np.isnat(times(as_array(table.column(frame.time)), frame.time, rejects))
+    reasons |= {int(row): f"column {frame.time!r} has no time" for row in np.flatnonzero(missing)}
+    reasons |= {int(r["row"]): f"column {frame.time!r}: {r['reason']}" for r in rejects.found}
+    if frame.id is not None:
+        reasons |= {i: f"column {frame.id!r} is missing" for i, v in enumerate(table.column(frame.id).to_pylist()) if v is None}
+    return table, reasons
+
+
 def predict_file(bundle: Path, data: Data, out: str, states: Path) -> dict[str, Any]:
-    """`predict_steps` of a file into a file, from where the file of states left off: `{rows, rejected, out, states}`."""
+    """`predict_steps` of a file into a file, from where the file of states left off: `{rows, rejected, out, states}`.
+
+    Steps that cannot be read are put aside as in any prediction, and their series goes on without them.
+    """
     stream = Stream(Predictor.load(bundle))
     if states.exists():
         stream.loads(states.read_bytes())
-    answers = predict_steps(stream, open_source(data).table())
+    source = open_source(data.model_copy(update={"on_bad_row": "skip"}))
+    table = source.table()
+    read, reasons = read_steps(stream, table)
+    row_numbers = np.setdiff1d(np.arange(len(table) + len(source.malformed)), [m["row"] for m in source.malformed])
+    rejects = [{"row": m["row"], "reason": m["reason"], "values": m["value"]} for m in source.malformed]
+    rejects += [
+        {"row": int(row_numbers[i]), "reason": why, "values": table.slice(i, 1).to_pylist()[0]} for i, why in reasons.items()
+    ]
+    answers = predict_steps(stream, read.take(pa.array(np.setdiff1d(np.arange(len(table)), list(reasons)))))
     output = open_output(out, answers.schema, {"format": 1, "states": str(states), "part_rows": len(answers)})
-    output.write(PartResult(0, len(answers), 0, encode(answers, output.encoding, 0), b""))
+    lines = json_lines(sorted(rejects, key=lambda r: r["row"])) if rejects else b""
+    output.write(PartResult(0, len(answers), len(rejects), encode(answers, output.encoding, len(rejects)), lines))
     output.finish()
     states.write_bytes(stream.dumps())
-    return {"rows": len(answers), "rejected": 0, "out": out, "states": str(states)}
+    return {"rows": len(answers), "rejected": len(rejects), "out": out, "states": str(states)}

@@ -75,7 +75,7 @@ def forward_rows(predictor: Predictor, table: pa.Table) -> Forwarded:
             inputs = predictor.prepare(chunk)
             good = np.arange(len(chunk))
         except DataError:
-            bad = _bad_rows(predictor, chunk)
+            bad = bad_rows(predictor.schema, chunk)
             reasons |= {start + row: reason for row, reason in bad.items()}
             good = np.setdiff1d(np.arange(len(chunk)), list(bad))
             if not len(good):
@@ -88,18 +88,18 @@ def forward_rows(predictor: Predictor, table: pa.Table) -> Forwarded:
     return Forwarded(np.concatenate(index), joined(outputs, torch.nan), reasons)
 
 
-def _bad_rows(predictor: Predictor, table: pa.Table) -> dict[int, str]:
+def bad_rows(schema: Any, table: pa.Table) -> dict[int, str]:
     """The rows that features refuse, found feature by feature: halving one column is cheap.
 
     Those that have steps are looked at together: their lengths must agree.
     """
     reasons: dict[int, str] = {}
-    features = predictor.schema.features
+    features = schema.features
     groups = [(f,) for f in features if f.kind not in STEPS]
     for group in (*groups, tuple(f for f in features if f.kind in STEPS)):
         if not group:
             continue
-        alone = predictor.schema.only(*group)
+        alone = schema.only(*group)
         reasons = salvage(alone.transform, table.select([f.name for f in group]))[1] | reasons
     return reasons
 
