@@ -153,3 +153,12 @@ def test_files_are_short_and_documented(file: Path) -> None:
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), f"{file}: {node.name} has no docstring"
+
+
+def test_the_engine_knows_neither_ray_nor_http() -> None:
+    """It stands on the platform alone: nothing of the serving package around it, nothing that speaks HTTP."""
+    for file in (SOURCES["seekray_serve"] / "engine").rglob("*.py"):
+        for name in imports(file, runtime=False):
+            parts = name.split(".")
+            own = parts[:2] == ["seekray_serve", "engine"]
+            assert own or parts[0] not in {"ray", "seekray_serve", "starlette", "uvicorn", "fastapi", "http"}, f"{file}: {name}"

@@ -170,6 +170,9 @@ class Serve(Strict):
     autoscaling: Autoscaling = Autoscaling()
     max_queued_requests: int = Field(1000, ge=1, description="beyond it a replica answers 429 with Retry-After")
     max_batch_rows: int = Field(1024, ge=1, description="most rows of one forward pass")
+    max_cached_tokens: int = Field(
+        0, ge=0, description="lm: tokens whose keys and values a replica keeps; 0: enough for a full batch of full length"
+    )
     max_rows: int = Field(10_000, ge=1, description="most rows of one request")
     max_body_bytes: int = Field(16 * 2**20, ge=1, description="largest request body")
     max_table_rows: int = Field(100_000, ge=1, description="rows of a request whose body is an Arrow stream")

@@ -124,3 +124,18 @@ class TooLargeError(UserError):
 
     code = "too_large"
     http_status = 413
+
+
+class TooBusyError(UserError):
+    """A queue is full; `retry_after_s` seconds later it may not be."""
+
+    code = "too_busy"
+    http_status = 429
+    retry_after_s = 1
+
+    @classmethod
+    def of(cls, waiting: int, what: str = "requests", retry_after_s: int = 1) -> TooBusyError:
+        """So many wait already."""
+        error = cls(f"{waiting} {what} are waiting already; try again in {retry_after_s} s")
+        error.retry_after_s = retry_after_s
+        return error

@@ -20,7 +20,7 @@ from seekray.predictor import Predictor
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from seekray.models.texts import Job, Piece, TextEngine
+    from seekray.models.text_engine import Job, Piece, TextEngine
 
 
 class Generator(LoadedModel):
@@ -52,9 +52,12 @@ class Generator(LoadedModel):
         """The text that follows a prompt, in parts, as it is made: together what `generate` gives. Raises UserError."""
         return (piece.text for piece in self.pieces(**request, prompts=[prompt], n=1) if piece.text)
 
-    def engine(self, rows: int) -> TextEngine:
-        """What makes the texts of many requests together, up to `rows` at a time. Raises UserError."""
-        return self._textual().engine(self.modules, self.schema, rows)
+    def engine(self, rows: int, cached_tokens: int | None = None) -> TextEngine:
+        """What makes the texts of many requests together, up to `rows` at a time. Raises UserError.
+
+        cached_tokens: whose keys and values are kept at once; None: of all rows at full length.
+        """
+        return self._textual().engine(self.modules, self.schema, rows, cached_tokens)
 
     def jobs(self, **request: Any) -> list[Job]:
         """The texts of a request, for an engine. Raises UserError."""

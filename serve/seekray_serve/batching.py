@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from seekray_serve.http import too_busy
+from seekray.errors import TooBusyError
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -70,12 +70,12 @@ class Batcher(Generic[Job, Answer]):
         return len(self._waiting)
 
     async def submit(self, job: Job, rows: int) -> Answer:
-        """The answer to `job`. Raises its own exception, or RequestError 429 when too many wait.
+        """The answer to `job`. Raises its own exception, or TooBusyError when too many wait.
 
         A caller that is cancelled (its client hung up) leaves the queue; its job is not run.
         """
         if 0 <= self._max_queued <= len(self._waiting) and self._busy:
-            raise too_busy(len(self._waiting), retry_after_s=self._retry_after_s)
+            raise TooBusyError.of(len(self._waiting), retry_after_s=self._retry_after_s)
         loop = asyncio.get_running_loop()
         waiting = _Waiting[Job, Answer](job, rows, loop.create_future())
         self._waiting.append(waiting)

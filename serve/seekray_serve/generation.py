@@ -111,12 +111,13 @@ class TextApp(GenerationApp):
 
     def __init__(self, generator: Generator, limits: Limits | None = None) -> None:
         super().__init__(generator, limits)
-        from seekray.models.texts import ROWS
+        from seekray.models.text_engine import ROWS
 
         self.schema: Any = generator.schema  # of texts: a tokenizer, a template
         rows = min(ROWS, self.limits.max_batch_rows)
         queued = self.limits.max_queued_requests
-        self.engine = EngineThread(lambda: generator.engine(rows), rows=rows, max_queued=queued)
+        room = self.limits.max_cached_tokens or None
+        self.engine = EngineThread(lambda: generator.engine(rows, room), rows=rows, max_queued=queued)
         self._words: dict[int, str] = {}
         self.add("POST", "/v1/completions", self.completions)
         self.add("POST", "/v1/chat/completions", self.chat)
@@ -144,9 +145,10 @@ class TextApp(GenerationApp):
         self.embedder.close()
 
     def load(self) -> dict[str, int]:
-        """Texts that wait for a row, texts that are being made, and tokens since the start."""
+        """Texts that wait for a row, texts that are being made, tokens since the start, and the engine's own counters."""
         queued = self.engine.queued
-        return {"queued": queued, "running": self.engine.texts - queued, "tokens": self.engine.tokens}
+        about = {"queued": queued, "running": self.engine.texts - queued, "tokens": self.engine.tokens}
+        return self.engine.counters() | about
 
     async def completions(self, scope: Scope, receive: Receive) -> Response:
         """OpenAI's `/v1/completions`."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from seekray.errors import SeekrayError, TooLargeError, UserError
+from seekray.errors import SeekrayError, TooBusyError, TooLargeError, UserError
 from seekray_serve.sockets import Socket, SocketClosedError
 
 Scope = MutableMapping[str, Any]
@@ -97,6 +97,8 @@ def error_response(error: Exception, path: str = "") -> Response:
         logger.error("request failed", exc_info=error)
         error = SeekrayError("the server failed on this request; its log says why")
     headers = error.headers if isinstance(error, RequestError) else None
+    if isinstance(error, TooBusyError):
+        headers = [(b"retry-after", b"%d" % error.retry_after_s)]
     body: dict[str, object] = dict(error.as_json())
     if path.endswith(OPENAI_PATHS):
         kind = {429: "rate_limit_error"}.get(error.http_status, "invalid_request_error")
@@ -303,16 +305,6 @@ class Application:
 def not_found(path: str) -> RequestError:
     """The 404 of a path."""
     return RequestError(404, "not_found", f"there is nothing at {path!r}; /docs lists what there is")
-
-
-def too_busy(waiting: int, what: str = "requests", retry_after_s: int = 1) -> RequestError:
-    """The 429 of a full queue."""
-    return RequestError(
-        429,
-        "too_busy",
-        f"{waiting} {what} are waiting already; try again in {retry_after_s} s",
-        headers=[(b"retry-after", b"%d" % retry_after_s)],
-    )
 
 
 def method_not_allowed(method: str, path: str, methods: dict[str, Handler]) -> RequestError:

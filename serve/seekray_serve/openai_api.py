@@ -14,7 +14,7 @@ import orjson
 from seekray_serve.http import RequestError
 
 if TYPE_CHECKING:
-    from seekray.models.texts import Piece
+    from seekray.models.text_engine import Piece
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 MOST_TEXTS = 128  # of each prompt, as OpenAI's

@@ -19,6 +19,7 @@ class Limits:
     max_body_bytes, max_rows: of one request; max_table_bytes, max_table_rows: of one whose body is an Arrow stream, which
     costs a fraction of JSON. max_batch_rows: of one forward pass. max_queued_requests: waiting behind the running batch,
     in one replica; -1 is no limit.
+    max_cached_tokens: of a model of texts, tokens whose keys and values a replica keeps; 0 is enough for a full batch.
     """
 
     max_body_bytes: int = 16 * 2**20
@@ -27,6 +28,7 @@ class Limits:
     max_table_rows: int = 100_000
     max_batch_rows: int = 1024
     max_queued_requests: int = 1000
+    max_cached_tokens: int = 0
 
 
 # How long a stream may go on in a replica that leaves.

@@ -20,7 +20,7 @@ from seekray.cli import app
 from seekray.data.options import Data
 from seekray.errors import DataError, UserError
 from seekray.generator import Generator
-from seekray.models.texts import Piece
+from seekray.models.text_engine import Piece
 
 ASKED: dict[str, Any] = {"max_tokens": 12, "temperature": 0.8, "seed": 3}
 

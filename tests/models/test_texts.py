@@ -13,10 +13,11 @@ from small_lm import Bytes, small
 
 from seekray.errors import DataError
 from seekray.models import sampling
-from seekray.models.decoding import Weights
+from seekray.models.decoding import Run, Weights
 from seekray.models.sampling import Sampling, choose, filtered, most_likely
+from seekray.models.text_engine import Job, Piece, TextEngine
 from seekray.models.text_stream import TextStream
-from seekray.models.texts import Job, Piece, TextEngine, TextRequest, jobs, stream, table
+from seekray.models.texts import TextRequest, jobs, stream, table
 from seekray.models.transformer import Transformer
 
 PROMPTS = ["a", "The quick brown fox", "Grüße", "x" * 40, "to be or not"]
@@ -78,8 +79,9 @@ def test_the_margin_is_wide_enough() -> None:
         engine.submit(Job(number, prompt[number:], Sampling(temperature=0, max_tokens=4)))
     with torch.inference_mode():
         engine.step()
-        sequences = [s.ids for s in engine._running]
-        logits = engine._decoder.step([ids[-1] for ids in sequences])
+        plan = [s for s, _ in engine._planned()]
+        sequences = [s.ids for s in plan]
+        logits = engine._decoder([Run(s.ids[-1:], s.computed, s.table) for s in plan])
         plainly = torch.stack([net(torch.tensor([ids]))[0, -1] for ids in sequences])
     error = (logits - plainly).abs().amax(1) / plainly.abs().amax(1)
     assert error.max() < sampling.MARGIN[torch.float32] / 4

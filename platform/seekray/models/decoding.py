@@ -1,4 +1,4 @@
-"""A Transformer arranged for making tokens: packed weights, and a preallocated cache of keys and values.
+"""A Transformer arranged for making tokens: packed weights, and a cache of keys and values in blocks.
 
 N sequences that are being made, each with its own length; the other letters are those of `transformer`. What it gives
 differs from the module's own logits by rounding alone.
@@ -7,13 +7,14 @@ differs from the module's own logits by rounding alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seekray.models.blocks import BLOCK
 from seekray.models.products import ONEDNN
 from seekray.models.transformer import Transformer, TransformerConfig
 
@@ -132,98 +133,131 @@ def _order(config: TransformerConfig) -> Tensor:
     return rows
 
 
-class Decoder:
-    """Sequences that grow a token at a time. They are the first N rows of a cache with room for `rows` × `size` tokens.
+@dataclass(frozen=True)
+class Run:
+    """What a sequence puts through the network in one step: tokens after the `start` that are in its blocks already."""
 
-    `add` starts one more, `step` gives every one its next token, `drop` ends one; so sequences may come and go.
+    tokens: Sequence[int]
+    start: int
+    table: Sequence[int]  # its blocks, with room for the tokens too
+
+
+class Decoder:
+    """Runs of many sequences at once over a cache of `blocks` of `size` tokens. Who owns which block is the caller's matter.
+
+    Keys and values of a step are written before they are read, so that a sequence may share a block that another one fills
+    in the same step.
     """
 
-    def __init__(self, weights: Weights, rows: int, size: int) -> None:
-        self.weights, self.config = weights, weights.config
-        self.rows, self.size = rows, min(size, self.config.context_length)
+    def __init__(self, weights: Weights, blocks: int, size: int = BLOCK) -> None:
+        self.weights, self.config, self.size = weights, weights.config, size
         first = weights.net.embedding.weight
         c = self.config
         self._heads, self._kv_heads, self._head_dim = c.num_heads, c.kv_heads, c.head_dim
+        self._device, self._dtype = first.device, first.dtype
+        # (L, 2, blocks × G, size, D): what a sequence's head reads of a block lies together
         self._cache = torch.zeros(
-            c.num_layers, 2, rows, c.kv_heads, self.size, c.head_dim, dtype=first.dtype, device=first.device
-        )  # (L, 2, rows, G, S, D)
+            c.num_layers, 2, blocks * c.kv_heads, size, c.head_dim, dtype=first.dtype, device=first.device
+        )
         self._flat = self._cache.view(c.num_layers, -1, c.head_dim)
-        # where row b's keys and values of head g begin in `_flat`, in the order of a row of `qkv`: (rows, 2 G)
-        starts = torch.arange(2 * rows * c.kv_heads, device=first.device).view(2, rows, c.kv_heads) * self.size
-        self._starts = starts.transpose(0, 1).reshape(rows, -1)
-        self._columns = torch.arange(self.size, device=first.device)
-        self.lengths: list[int] = []
+        heads = torch.arange(c.kv_heads, device=first.device)
+        self._of_head = heads[:, None]  # (G, 1)
+        # where a token's keys and values lie in `_flat` from its block on, in the order of a row of `qkv`: (2 G,)
+        self._places = torch.cat([heads, heads + blocks * c.kv_heads]) * size
+        self._columns = torch.arange(c.context_length, device=first.device)
+        self._gathered = torch.empty(0, dtype=first.dtype, device=first.device)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def add(self, prompts: Sequence[Sequence[int]], copies: Sequence[int] | None = None) -> Tensor:
-        """Start a sequence for each prompt of ids (each `copies` times), without padding; logits (N', V) of the next token."""
-        copies = copies or [1] * len(prompts)
-        lengths = [len(p) for p in prompts]
-        if len(self) + sum(copies) > self.rows or max(lengths) > self.size or min(lengths) == 0:
-            raise ValueError(
-                f"{sum(copies)} prompts of up to {max(lengths)} tokens given, expected 1 to {self.size} in free rows"
-            )
-        device = self._cache.device
-        tokens = torch.tensor([t for p in prompts for t in p], device=device)
-        positions = torch.cat([self._columns[:n] for n in lengths])
-        firsts = [len(self) + sum(copies[:i]) for i in range(len(prompts))]
+    def __call__(self, runs: Sequence[Run]) -> Tensor:
+        """Logits (N, V) of the token after each run."""
+        for run in runs:
+            length, room = run.start + len(run.tokens), len(run.table) * self.size
+            if length > min(self.config.context_length, room):
+                raise ValueError(
+                    f"a sequence of {length} tokens given, there is room for {self.config.context_length}, "
+                    f"and for {room} in {len(run.table)} blocks of {self.size}"
+                )
+        # Single tokens first, the longest sequences before the others; then prompts.
+        order = sorted(range(len(runs)), key=lambda i: (_prompt(runs[i]), -runs[i].start))
+        ordered = [runs[i] for i in order]
+        counts = [len(run.tokens) for run in ordered]
+        tokens = torch.tensor([t for run in ordered for t in run.tokens], device=self._device)
+        at = [p for run, n in zip(ordered, counts, strict=True) for p in range(run.start, run.start + n)]
+        positions = torch.tensor(at, device=self._device)
+        blocks = [
+            run.table[p // self.size] for run, n in zip(ordered, counts, strict=True) for p in range(run.start, run.start + n)
+        ]
+        first = torch.tensor(blocks, device=self._device) * (self._kv_heads * self.size) + positions % self.size
+        places = (first[:, None] + self._places).flatten()
+        singles = sum(not _prompt(run) for run in ordered)
+        readers: list[Callable[[int, Tensor, Tensor], Tensor]] = []
+        ends: list[int] = []
+        for begin, end in _alike(ordered[:singles]):
+            readers.append(self._singles(ordered[begin:end], positions[begin:end]))
+            ends.append(end)
+        for run, n in zip(ordered[singles:], counts[singles:], strict=True):
+            begin = ends[-1] if ends else 0
+            readers.append(self._prompt(run, positions[begin : begin + n]))
+            ends.append(begin + n)
+        sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
 
         def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
-            # q (sum T, H, D), kv (sum T, 2, G, D): one causal attention a prompt
-            parts = []
-            for row, count, q1, kv1 in zip(firsts, copies, torch.split(q, lengths), torch.split(kv, lengths), strict=True):
-                k, v = kv1.permute(1, 2, 0, 3)  # (G, T, D)
-                for copy in range(row, row + count):
-                    self._cache[layer, 0, copy, :, : k.shape[1]] = k
-                    self._cache[layer, 1, copy, :, : k.shape[1]] = v
-                y = F.scaled_dot_product_attention(
-                    q1.transpose(0, 1)[None], k[None], v[None], is_causal=True, scale=1.0, enable_gqa=k.shape[0] != q1.shape[1]
-                )
-                parts.append(y[0].transpose(0, 1))
+            self._flat[layer].index_copy_(0, places, kv.reshape(-1, self._head_dim))
+            parts = [
+                read(layer, q1, kv1)
+                for read, q1, kv1 in zip(readers, torch.split(q, sizes), torch.split(kv, sizes), strict=True)
+            ]
             return torch.cat(parts) if len(parts) > 1 else parts[0]
 
         hidden = self._hidden(tokens, positions, attend)
-        self.lengths += [n for n, count in zip(lengths, copies, strict=True) for _ in range(count)]
-        last = torch.tensor(lengths, device=device).cumsum(0) - 1
-        logits = self.weights.head(hidden[last])
-        return logits if len(logits) == sum(copies) else logits.repeat_interleave(torch.tensor(copies, device=device), dim=0)
+        last = torch.tensor(counts).cumsum(0) - 1
+        back = torch.empty_like(last)
+        back[torch.tensor(order)] = last
+        return self.weights.head(hidden[back.to(self._device)])
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Each sequence's newest token, (N,) -> logits (N, V) of the one after it."""
-        n, groups, size = len(self), len(self) * self._kv_heads, self._head_dim
-        end = max(self.lengths) + 1
-        if end > self.size:
-            raise ValueError(f"a sequence has {end - 1} tokens, there is room for {self.size}")
-        positions = torch.tensor(self.lengths, device=self._cache.device)
-        places = (self._starts[:n] + positions[:, None]).flatten()
-        hidden_columns = None
-        if min(self.lengths) + 1 < end:
-            later = self._columns[:end] > positions[:, None]
-            hidden_columns = later.repeat_interleave(self._kv_heads, 0)[:, None]  # (N G, 1, end)
-        shared = self._heads // self._kv_heads
+    def _singles(self, runs: Sequence[Run], positions: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """Attention of one token each, q (N, H, D) -> (N, H, D).
 
-        def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
-            self._flat[layer].index_copy_(0, places, kv.reshape(-1, size))
-            k, v = self._cache[layer, :, :n].view(2, groups, self.size, size)[:, :, :end]
+        The keys are gathered from the blocks and multiplied as one batch, then the values: on a CPU as fast as a cache that
+        is contiguous for each sequence, up to 256 tokens (docs/benchmarks.md).
+        """
+        n, size, shared = len(runs), self._head_dim, self._heads // self._kv_heads
+        end = max(run.start for run in runs) + 1
+        blocks = -(-end // self.size)
+        table = torch.tensor([[*run.table[:blocks], *[0] * (blocks - len(run.table))] for run in runs], device=self._device)
+        index = (table[:, None] * self._kv_heads + self._of_head).flatten()  # (N G blocks,)
+        later = (self._columns[:end] > positions[:, None]).repeat_interleave(self._kv_heads, 0)[:, None]  # (N G, 1, end)
+        if len(self._gathered) < len(index):
+            self._gathered = self._cache.new_empty(len(index), self.size, size)
+        room = self._gathered[: len(index)]
+        groups = n * self._kv_heads
+
+        def read(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+            k = torch.index_select(self._cache[layer, 0], 0, index, out=room).view(groups, -1, size)[:, :end]
             scores = torch.bmm(q.reshape(groups, shared, size), k.transpose(1, 2))  # (N G, H / G, end)
-            if hidden_columns is not None:
-                scores.masked_fill_(hidden_columns, -math.inf)
+            scores.masked_fill_(later, -math.inf)
+            v = torch.index_select(self._cache[layer, 1], 0, index, out=room).view(groups, -1, size)[:, :end]
             return torch.bmm(scores.softmax(-1), v).view(n, -1, size)
 
-        logits = self.weights.head(self._hidden(torch.tensor(tokens, device=self._cache.device), positions, attend))
-        self.lengths = [length + 1 for length in self.lengths]
-        return logits
+        return read
 
-    def drop(self, row: int) -> None:
-        """End a sequence; the last one takes its row."""
-        last = len(self) - 1
-        if row != last:
-            length = self.lengths[last]
-            self._cache[:, :, row, :, :length] = self._cache[:, :, last, :, :length]
-            self.lengths[row] = length
-        self.lengths.pop()
+    def _prompt(self, run: Run, positions: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """Causal attention of a part of a prompt, q (T, H, D) -> (T, H, D), over what is in its blocks before and itself."""
+        grouped = self._heads != self._kv_heads
+        end = run.start + len(run.tokens)
+        table = torch.tensor(run.table[: -(-end // self.size)], device=self._device)
+        index = (table * self._kv_heads + self._of_head).flatten()  # (G blocks,)
+        seen = None if run.start == 0 else self._columns[:end] <= positions[:, None]  # (T, end)
+
+        def read(layer: int, q: Tensor, kv: Tensor) -> Tensor:
+            k, v = kv.permute(1, 2, 0, 3)  # (G, T, D)
+            if seen is not None:
+                k, v = self._cache[layer].index_select(1, index).view(2, self._kv_heads, -1, self._head_dim)[:, :, :end]
+            y = F.scaled_dot_product_attention(
+                q.transpose(0, 1)[None], k[None], v[None], attn_mask=seen, is_causal=seen is None, scale=1.0, enable_gqa=grouped
+            )
+            return y[0].transpose(0, 1)
+
+        return read
 
     def _hidden(self, tokens: Tensor, positions: Tensor, attend: Callable[[int, Tensor, Tensor], Tensor]) -> Tensor:
         """Tokens and their positions (M,) -> normalised states (M, C); `attend(layer, q, kv)` gives (M, H, D)."""
@@ -252,3 +286,16 @@ class Decoder:
             y = layer.down(y)
             x = x.add_(y) if first else layer.ffn_norm(x + y)
         return weights.norm(x)
+
+
+def _prompt(run: Run) -> bool:
+    return len(run.tokens) > 1 or run.start == 0
+
+
+def _alike(runs: Sequence[Run]) -> Iterator[tuple[int, int]]:
+    """Begins and ends of those, longest first, that are at least half as long as their first: padding stays below a half."""
+    begin = 0
+    for number in range(1, len(runs) + 1):
+        if number == len(runs) or 2 * runs[number].start < runs[begin].start:
+            yield begin, number
+            begin = number

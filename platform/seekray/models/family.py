@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from seekray.config import Training
     from seekray.data.prepared import Prepared
     from seekray.data.schema import Schema
-    from seekray.models.texts import Job, Piece, TextEngine
+    from seekray.models.text_engine import Job, Piece, TextEngine
 
 Modules = dict[str, nn.Module]
 
@@ -140,8 +140,8 @@ class Textual(Generative, Protocol):
     def jobs(self, schema: Any, request: Any) -> list[Job]:
         """The texts of a request, by the number of the prompt and of the sample. Raises DataError."""
 
-    def engine(self, modules: Modules, schema: Any, rows: int) -> TextEngine:
-        """What makes the texts of many requests together, up to `rows` at a time."""
+    def engine(self, modules: Modules, schema: Any, rows: int, cached_tokens: int | None = None) -> TextEngine:
+        """What makes the texts of many requests together, up to `rows` at a time, with room for so many tokens at once."""
 
     def embed(self, modules: Modules, schema: Any, texts: Sequence[str | Sequence[int]]) -> list[tuple[int, Tensor]]:
         """Tokens and a vector (C,) of each text. Raises DataError."""

@@ -23,10 +23,12 @@ from seekray.data.text.schema import TextSchema
 from seekray.errors import DataError
 from seekray.metrics import quick_metrics
 from seekray.models import texts
+from seekray.models.blocks import BLOCK
 from seekray.models.decoding import Weights
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.lora import LoraConfig, add_adapters, merged, without_adapters
 from seekray.models.optimizers import make_optimizer
+from seekray.models.text_engine import Job, Piece, TextEngine
 from seekray.models.texts import TextRequest
 from seekray.models.transformer import Transformer, TransformerConfig
 
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
     from seekray.config import Training
 
 EVALUATED_LOGITS = 2**24  # at a time
+# Tokens of prompts that a served model reads in a step: alone, and while others wait for their next token. 32 take about as
+# long as 16 texts' step does (docs/benchmarks.md).
+SERVED_PROMPT, SERVED_BESIDE = 256, 32
 
 
 class LmConfig(TransformerConfig):
@@ -163,18 +168,22 @@ class Lm:
         """A row a text, see `texts.table`."""
         return texts.table(without_adapters(modules["lm"]), schema.tokenizer, request, encoded(schema, request))  # type: ignore[arg-type]
 
-    def stream(self, modules: Modules, schema: TextSchema, request: TextRequest) -> Iterator[texts.Piece]:
+    def stream(self, modules: Modules, schema: TextSchema, request: TextRequest) -> Iterator[Piece]:
         """Every token of every text, as it is made."""
         return texts.stream(without_adapters(modules["lm"]), schema.tokenizer, self.jobs(schema, request))  # type: ignore[arg-type]
 
-    def jobs(self, schema: TextSchema, request: TextRequest) -> list[texts.Job]:
+    def jobs(self, schema: TextSchema, request: TextRequest) -> list[Job]:
         """The texts of a request, for an engine."""
         return list(texts.jobs(request, encoded(schema, request), schema.context_length))
 
-    def engine(self, modules: Modules, schema: TextSchema, rows: int) -> texts.TextEngine:
+    def engine(self, modules: Modules, schema: TextSchema, rows: int, cached_tokens: int | None = None) -> TextEngine:
         """What makes texts together, up to `rows` at a time, and gives text with every token."""
         weights = Weights.of(without_adapters(modules["lm"]))  # type: ignore[arg-type]
-        return texts.TextEngine(weights, schema.tokenizer, rows=rows, size=schema.context_length, streams=True)
+        blocks = None if cached_tokens is None else cached_tokens // BLOCK
+        return TextEngine(
+            weights, schema.tokenizer, rows=rows, size=schema.context_length, blocks=blocks,
+            prompt_tokens=SERVED_PROMPT, beside=SERVED_BESIDE, streams=True,
+        )  # fmt: skip
 
     def logits(self, modules: Modules, tokens: Tensor) -> Tensor:
         """Of the token after each one, (B, T) -> (B, T, V)."""

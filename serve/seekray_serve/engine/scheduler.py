@@ -1,4 +1,4 @@
-"""One thread that gives every text its next token; requests join and leave between two steps. Knows no Ray."""
+"""One thread that gives every text its next token; requests join and leave between two steps. Knows no Ray and no HTTP."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from seekray_serve.http import too_busy
+from seekray.errors import TooBusyError
 
 if TYPE_CHECKING:
-    from seekray.models.texts import Job, Piece, TextEngine
+    from seekray.models.text_engine import Job, Piece, TextEngine
 
 Command = Callable[["TextEngine"], None]
 Key = tuple["Ticket", int]
@@ -75,7 +75,7 @@ class Ticket:
 class EngineThread:
     """Runs the engine that `make` gives. rows: texts made together; max_queued: texts that may wait behind them, -1 any number.
 
-    texts: unfinished now, those that wait included; tokens: made since it started.
+    texts: unfinished now, those that wait included; tokens: made since it started; failures: engines that broke.
     """
 
     def __init__(self, make: Callable[[], TextEngine], *, rows: int, max_queued: int = -1) -> None:
@@ -83,7 +83,8 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._begun: set[Ticket] = set()  # the thread's own
-        self.texts = self.tokens = 0
+        self._engine: TextEngine | None = None
+        self.texts = self.tokens = self.failures = 0
         self._thread.start()
 
     @property
@@ -91,10 +92,15 @@ class EngineThread:
         """Texts that wait for a row."""
         return max(0, self.texts - self._rows)
 
+    def counters(self) -> dict[str, int]:
+        """Of the engine (`TextEngine.counters`), as of its last step, for whoever shows them; `failures` is there always."""
+        engine = self._engine
+        return {"failures": self.failures} | (engine.counters() if engine else {})
+
     def submit(self, jobs: Sequence[Job]) -> Ticket:
-        """Begin with the next step. Raises RequestError 429 when too many texts wait."""
+        """Begin with the next step. Raises TooBusyError when too many texts wait."""
         if 0 <= self._max_queued <= self.texts - self._rows:
-            raise too_busy(self.queued, "texts")
+            raise TooBusyError.of(self.queued, "texts")
         ticket = Ticket(self, jobs)
         self.texts += ticket.open
 
@@ -125,14 +131,15 @@ class EngineThread:
         self._inbox.put(None)
 
     def _run(self) -> None:
-        engine = self._make()
+        engine = self._engine = self._make()
         while self._obey(engine):
             try:
                 pieces = engine.step()
             except Exception as error:  # a bug: everyone hears of it, and the next request finds a sound engine
                 self._tell(dict.fromkeys(self._begun, error))
                 self._begun.clear()
-                engine = self._make()
+                self.failures += 1
+                engine = self._engine = self._make()
                 continue
             events: dict[Ticket, list[Piece]] = {}
             for piece in pieces:
