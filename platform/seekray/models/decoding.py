@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -165,7 +166,7 @@ class Decoder:
         # where a token's keys and values lie in `_flat` from its block on, in the order of a row of `qkv`: (2 G,)
         self._places = torch.cat([heads, heads + blocks * c.kv_heads]) * size
         self._columns = torch.arange(c.context_length, device=first.device)
-        self._gathered = torch.empty(0, dtype=first.dtype, device=first.device)
+        self._gathered = self._cache.new_empty(2, 0, size, c.head_dim)
 
     def __call__(self, runs: Sequence[Run]) -> Tensor:
         """Logits (N, V) of the token after each run."""
@@ -180,62 +181,62 @@ class Decoder:
         order = sorted(range(len(runs)), key=lambda i: (_prompt(runs[i]), -runs[i].start))
         ordered = [runs[i] for i in order]
         counts = [len(run.tokens) for run in ordered]
-        tokens = torch.tensor([t for run in ordered for t in run.tokens], device=self._device)
         at = [p for run, n in zip(ordered, counts, strict=True) for p in range(run.start, run.start + n)]
-        positions = torch.tensor(at, device=self._device)
         blocks = [
             run.table[p // self.size] for run, n in zip(ordered, counts, strict=True) for p in range(run.start, run.start + n)
         ]
-        first = torch.tensor(blocks, device=self._device) * (self._kv_heads * self.size) + positions % self.size
-        places = (first[:, None] + self._places).flatten()
-        singles = sum(not _prompt(run) for run in ordered)
+        given = [[t for run in ordered for t in run.tokens], at, blocks]
+        tokens, positions, inside = torch.tensor(given, device=self._device)
+        first = (inside * self._kv_heads).mul_(self.size).add_(positions % self.size)
+        places = (first[:, None] + self._places).view(-1)
         readers: list[Callable[[int, Tensor, Tensor], Tensor]] = []
-        ends: list[int] = []
+        sizes: list[int] = []
+        singles = sum(not _prompt(run) for run in ordered)
         for begin, end in _alike(ordered[:singles]):
             readers.append(self._singles(ordered[begin:end], positions[begin:end]))
-            ends.append(end)
+            sizes.append(end - begin)
         for run, n in zip(ordered[singles:], counts[singles:], strict=True):
-            begin = ends[-1] if ends else 0
+            begin = sum(sizes)
             readers.append(self._prompt(run, positions[begin : begin + n]))
-            ends.append(begin + n)
-        sizes = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+            sizes.append(n)
 
         def attend(layer: int, q: Tensor, kv: Tensor) -> Tensor:
             self._flat[layer].index_copy_(0, places, kv.reshape(-1, self._head_dim))
-            parts = [
-                read(layer, q1, kv1)
-                for read, q1, kv1 in zip(readers, torch.split(q, sizes), torch.split(kv, sizes), strict=True)
-            ]
-            return torch.cat(parts) if len(parts) > 1 else parts[0]
+            if len(readers) == 1:
+                return readers[0](layer, q, kv)
+            parts = zip(readers, torch.split(q, sizes), torch.split(kv, sizes), strict=True)
+            return torch.cat([read(layer, q1, kv1) for read, q1, kv1 in parts])
 
         hidden = self._hidden(tokens, positions, attend)
-        last = torch.tensor(counts).cumsum(0) - 1
-        back = torch.empty_like(last)
-        back[torch.tensor(order)] = last
-        return self.weights.head(hidden[back.to(self._device)])
+        ends = list(accumulate(counts))
+        back = [0] * len(runs)
+        for number, end in zip(order, ends, strict=True):
+            back[number] = end - 1
+        return self.weights.head(hidden if back == list(range(len(hidden))) else hidden[back])
 
     def _singles(self, runs: Sequence[Run], positions: Tensor) -> Callable[[int, Tensor, Tensor], Tensor]:
         """Attention of one token each, q (N, H, D) -> (N, H, D).
 
-        The keys are gathered from the blocks and multiplied as one batch, then the values: on a CPU as fast as a cache that
+        Keys and values are gathered from the blocks and multiplied as one batch: on a CPU as fast as a cache that
         is contiguous for each sequence, up to 256 tokens (docs/benchmarks.md).
         """
         n, size, shared = len(runs), self._head_dim, self._heads // self._kv_heads
-        end = max(run.start for run in runs) + 1
+        groups, end = n * self._kv_heads, runs[0].start + 1
         blocks = -(-end // self.size)
         table = torch.tensor([[*run.table[:blocks], *[0] * (blocks - len(run.table))] for run in runs], device=self._device)
-        index = (table[:, None] * self._kv_heads + self._of_head).flatten()  # (N G blocks,)
-        later = (self._columns[:end] > positions[:, None]).repeat_interleave(self._kv_heads, 0)[:, None]  # (N G, 1, end)
-        if len(self._gathered) < len(index):
-            self._gathered = self._cache.new_empty(len(index), self.size, size)
-        room = self._gathered[: len(index)]
-        groups = n * self._kv_heads
+        index = ((table * self._kv_heads)[:, None] + self._of_head).view(-1)  # (N G blocks,)
+        later = None
+        if runs[-1].start + 1 < end:
+            later = (self._columns[:end] > positions[:, None]).repeat_interleave(self._kv_heads, 0)[:, None]  # (N G, 1, end)
+        if self._gathered.shape[1] < len(index):
+            self._gathered = self._cache.new_empty(2, len(index), self.size, size)
+        room = self._gathered.view(-1)[: 2 * len(index) * self.size * size].view(2, len(index), self.size, size)
 
         def read(layer: int, q: Tensor, kv: Tensor) -> Tensor:
-            k = torch.index_select(self._cache[layer, 0], 0, index, out=room).view(groups, -1, size)[:, :end]
+            k, v = torch.index_select(self._cache[layer], 1, index, out=room).view(2, groups, -1, size)[:, :, :end]
             scores = torch.bmm(q.reshape(groups, shared, size), k.transpose(1, 2))  # (N G, H / G, end)
-            scores.masked_fill_(later, -math.inf)
-            v = torch.index_select(self._cache[layer, 1], 0, index, out=room).view(groups, -1, size)[:, :end]
+            if later is not None:
+                scores.masked_fill_(later, -math.inf)
             return torch.bmm(scores.softmax(-1), v).view(n, -1, size)
 
         return read
