@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load
 from training_kit import run_here
 
 from seekray.batch.predict import predict
@@ -200,6 +201,20 @@ def test_all_local_doors_agree(kind: str, request: pytest.FixtureRequest) -> Non
     assert found["passed"], [d for d in found["doors"] if not d["passed"]]
 
 
+def test_an_evaluation_puts_aside_what_is_no_step(labels: Any) -> None:
+    experiment, _, bundle = labels
+    predictor, good = Predictor.load(bundle), pq.read_table(experiment.data.source)
+    texts = good.set_column(good.schema.get_field_index("y"), "y", good["y"].cast(pa.string()))
+    soup = texts.to_pylist()
+    soup[7]["y"] = "soup"
+    without = pa.Table.from_pylist([row for i, row in enumerate(soup) if i != 7])
+    found, clean = evaluate(predictor, pa.Table.from_pylist(soup)), evaluate(predictor, without)
+    assert found.metrics == clean.metrics
+    assert found.rejected == clean.rejected + 1
+    assert found.rejections[0]["row"] == 7
+    assert "'soup'" in found.rejections[0]["reason"]
+
+
 @pytest.mark.parametrize("kind", ["forecast", "labels"])
 def test_step_by_step_is_the_whole(kind: str, request: pytest.FixtureRequest) -> None:
     _, _, bundle = request.getfixturevalue(kind)
@@ -252,7 +267,8 @@ def test_steps_that_cannot_be_read_are_put_aside_and_touch_no_state(labels: Any,
             bundle, Data(source=str(file)), str(tmp_path / f"{file.stem}.jsonl"), tmp_path / f"{file.stem}.state"
         )
         assert (done["rows"], done["rejected"]) == (len(good), 3 if file is dirty else 0)
-    assert (tmp_path / "clean.state").read_bytes() == (tmp_path / "dirty.state").read_bytes()
+    clean_state, dirty_state = (load((tmp_path / f"{name}.state").read_bytes()) for name in ("clean", "dirty"))
+    assert {k: t.tolist() for k, t in clean_state.items()} == {k: t.tolist() for k, t in dirty_state.items()}
     assert (tmp_path / "clean.jsonl").read_text() == (tmp_path / "dirty.jsonl").read_text()
     rejected = [json.loads(line) for line in (tmp_path / "dirty.jsonl.rejected.jsonl").read_text().splitlines()]
     assert [r["row"] for r in rejected] == [3, 4, 5]

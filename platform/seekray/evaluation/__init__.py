@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from seekray.data.options import Data
+from seekray.data.parse import shown
 from seekray.data.sequences.framing import framed_rows
 from seekray.data.sources import open_source
 from seekray.errors import UserError
 from seekray.evaluation.result import Asked, Evaluation, as_text
-from seekray.evaluation.rows import compare
+from seekray.evaluation.rows import SHOWN_REJECTIONS, compare
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,9 +57,15 @@ def evaluate(
             f"--by {', '.join(by)}: model {model.name!r} (task {model.task}) is measured over all data at once, not in groups; "
             "leave it out, or evaluate a file of each group"
         )
-    table = framed_rows(table, getattr(model.schema, "frame", None))
+    table, unread = framed_rows(table, getattr(model.schema, "frame", None))
     found: Evaluation = _evaluator(model).evaluate(model, table, Asked(by, resamples, seed, training))
-    return found
+    if not unread:
+        return found
+    steps = [
+        {"row": r["row"], "reason": f"column {r['column']!r}, no step: {r['reason']}, got {shown(r['value'])}"} for r in unread
+    ]
+    rejections = [*steps, *found.rejections][:SHOWN_REJECTIONS]
+    return replace(found, rejected=found.rejected + len(unread), rejections=rejections)
 
 
 def _evaluator(model: Predictor | Generator) -> Any:

@@ -278,13 +278,17 @@ def _whole(
     return Framed(pa.table(columns), when[firsts], ends_at, ends_at)
 
 
-def framed_rows(table: pa.Table, frame: Mapping[str, Any] | None) -> pa.Table:
-    """A long table with its targets as rows; a table of rows, and any where there is no frame, stays as it is."""
+def framed_rows(table: pa.Table, frame: Mapping[str, Any] | None) -> tuple[pa.Table, tuple[dict[str, Any], ...]]:
+    """A long table with its targets as rows, and its steps that cannot be read.
+
+    A table of rows, and any where there is no frame, stays as it is.
+    """
     if frame is None or frame["columns"][0] not in table.column_names:
-        return table
+        return table, ()
     if pa.types.is_nested(table.schema.field(frame["columns"][0]).type):
-        return table
-    return frame_table(table, Frame.from_json(frame)).table
+        return table, ()
+    found = frame_table(table, Frame.from_json(frame), skip=True)
+    return found.table, found.rejected
 
 
 class FramedSource(TableSource):
