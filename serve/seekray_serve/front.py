@@ -9,6 +9,7 @@ same ingress: nothing but an address is needed, and the answer's bytes pass as t
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from seekray_serve.auth import Asgi, guarded
 from seekray_serve.http import (
     HTML,
     OPENAI_PATHS,
@@ -25,13 +27,13 @@ from seekray_serve.http import (
     RequestError,
     Response,
     Scope,
-    header,
     json_response,
     parse_json,
     read_body,
     require_json,
     route_path,
 )
+from seekray_serve.keys import operators_key, ray_token
 from seekray_serve.openapi import STYLE, listed
 from seekray_serve.options import DRAIN_S, Limits
 from seekray_serve.relay import relay
@@ -43,20 +45,31 @@ if TYPE_CHECKING:
     from ray.serve import Application as ServeApplication
 
 NAME = "front"
+# What asks for no key: the page itself holds nothing of the models.
+PUBLIC = frozenset(("/", "/healthz"))
 _FORWARDED = (b"content-type", b"content-encoding", b"accept", b"inference-header-content-length", b"authorization")
 _RETURNED = ("content-type", "inference-header-content-length", "retry-after", "allow", "seekray-model", "seekray-version")
 _CATALOGUE_S = 1.0
 
 
 class FrontApp(Application):
-    """The ASGI application of the front door. url: the ingress it stands behind; board: what replicas say of themselves."""
+    """The ASGI application of the front door.
+
+    url: the ingress it stands behind; board: what replicas say of themselves; key: what the front door asks the models with.
+    """
 
     def __init__(
-        self, url: str, *, max_body_bytes: int = Limits().max_table_bytes, board: Callable[[], dict[str, Any]] = dict[str, Any]
+        self,
+        url: str,
+        *,
+        max_body_bytes: int = Limits().max_table_bytes,
+        board: Callable[[], dict[str, Any]] = dict[str, Any],
+        key: str | None = None,
     ) -> None:
         super().__init__()
         self._board = board
         self._url = url.rstrip("/")
+        self._own = {"authorization": f"Bearer {key}"} if key else {}
         self._max_body_bytes = max_body_bytes
         self._session: aiohttp.ClientSession | None = None
         self._catalogue: tuple[float, list[dict[str, Any]]] = (0.0, [])
@@ -102,7 +115,7 @@ class FrontApp(Application):
 
     async def _describe(self, prefix: str) -> dict[str, Any] | None:
         try:
-            status, _, body = await asyncio.wait_for(self._fetch("GET", f"{prefix}/v1/model"), 5)
+            status, _, body = await asyncio.wait_for(self._fetch("GET", f"{prefix}/v1/model", headers=self._own), 5)
         except (TimeoutError, RequestError):
             return None
         try:
@@ -135,9 +148,8 @@ class FrontApp(Application):
         if not isinstance(name, str):
             raise RequestError(400, "bad_input", "no model given; expected the name of a served model", field="model")
         model = await self._model(name)
-        headers = {"content-type": "application/json"}
-        if (accept := header(scope, b"accept")) is not None:
-            headers["accept"] = accept.decode("latin-1")
+        headers = _kept(scope) | {"content-type": "application/json"}
+        headers.pop("content-encoding", None)  # the body has been unpacked
         path = route_path(scope)
         return await unless_gone(receive, self._relayed(f"{model['path']}{path}", body, headers, receive))
 
@@ -278,18 +290,20 @@ def _plain(scope: Scope) -> Headers:
 
 
 def build(args: Mapping[str, Any]) -> ServeApplication:
-    """The front door's Serve application. args: `url`, the ingress as its replica reaches it."""
+    """The front door's Serve application. args: `url`, the ingress as its replica reaches it; `auth`, see `auth.guarded`."""
     from ray import serve
 
-    url = args["url"]
+    url, auth = args["url"], args.get("auth")
 
     class Front:
         """A replica of the front door."""
 
-        def __serve_build_asgi_app__(self) -> FrontApp:
+        def __serve_build_asgi_app__(self) -> Asgi:
             from seekray_serve import board
 
-            return FrontApp(url, board=board.read)
+            token = ray_token(os.environ)
+            key = operators_key(token) if token else None
+            return guarded(FrontApp(url, board=board.read, key=key), auth, PUBLIC)
 
     return serve.deployment(
         name=NAME,

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from seekray_serve.auth import Asgi, guarded
 from seekray_serve.options import DRAIN_S, Limits, autoscaling, check_options
 from seekray_serve.options import limits as limits_of
 from seekray_serve.predict.inference_service import InferenceService
@@ -25,14 +26,14 @@ def deployed(args: Mapping[str, Any], load: Callable[..., ModelApplication]) -> 
 
     args: `name`, `version`, `bundle` (a folder that every replica can read), and optionally `follow` (the alias that the
     version came from, and the registry: `following.follow_arguments`), `modules` (a folder with the module of the user's own
-    family), `num_cpus`, `num_gpus`, `num_replicas`,
+    family), `auth` (whose keys are asked for, `auth.guarded`), `num_cpus`, `num_gpus`, `num_replicas`,
     `autoscaling` {min, max, target}, and the fields of `Limits`.
     """
     from ray import serve
 
     options = dict(args)
     name, version, bundle = options.pop("name"), options.pop("version", None), options.pop("bundle")
-    modules, follow = options.pop("modules", None), options.pop("follow", None)
+    modules, follow, auth = (options.pop(name, None) for name in ("modules", "follow", "auth"))
     check_options(options)
     limits: Limits = limits_of(options)
     num_cpus = options.get("num_cpus", DEFAULT_CPUS)
@@ -57,8 +58,8 @@ def deployed(args: Mapping[str, Any], load: Callable[..., ModelApplication]) -> 
             else:
                 self.application = Versions(checked(loaded(bundle, version)))
 
-        def __serve_build_asgi_app__(self) -> Versions:
-            return self.application
+        def __serve_build_asgi_app__(self) -> Asgi:
+            return guarded(self.application, auth)
 
     deployment: dict[str, Any] = {
         "name": "model",

@@ -162,6 +162,11 @@ Scenario = Callable[[Client], Awaitable[Any]]
 
 
 @pytest.fixture
+def client() -> type[Client]:
+    return Client
+
+
+@pytest.fixture
 def predictor() -> FakePredictor:
     return FakePredictor()
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,10 +19,12 @@ from websockets.sync.client import connect
 
 pytest.importorskip("ray.serve")
 
+from tests import ports
 from tests.serving import Load, call, listening, sample
 
 from seekray.errors import ClusterError
 from seekray.settings import read_settings
+from seekray_serve.keys import KeyStore, operators_key
 from seekray_serve.lifecycle import deploy, instance
 from seekray_serve.lifecycle.ready import ModelToServe
 
@@ -132,17 +134,79 @@ def test_a_hundred_thousand_rows_in_one_call(served, bundles):
         assert found[f"probability_{name}"].to_pylist()[: len(rows)] == pytest.approx(wanted, abs=1e-6)
 
 
-def test_every_http_port_is_on_loopback(served):
+def test_what_listens_is_what_the_page_lists(served):
+    """No HTTP beyond loopback, nothing that is not in docs/security.md, and no gRPC without Ray's token."""
     settings, _ = served
     running = instance.load(settings.home / "serve.json")
     assert running
-    open_ports = listening(instance.pids(running.name))
-    wide = [(port, pid) for host, port, pid in open_ports if host not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
-    # What is left is gRPC between replicas, bound by Ray Serve to `[::]:0`, behind the token.
-    for port, pid in wide:
-        assert "ServeReplica" in Path(f"/proc/{pid}/cmdline").read_text()
-        with pytest.raises((http.client.HTTPException, OSError)):
-            call(f"http://127.0.0.1:{port}/")
+    found = ports.opened(running.name, running.port)
+    assert ports.undocumented(found, running.port) == []
+    assert all(port.bound == "loopback" for port in found if port.speaks == "HTTP"), found
+    rows = {row[:3]: row[3] for row in ports.documented()}
+    for port in found:
+        if port.speaks == "gRPC":
+            said = ports.grpc_statuses(port.number)
+            assert set(said.values()) <= {"UNAUTHENTICATED", "UNIMPLEMENTED"}, (port, said)
+            assert "UNAUTHENTICATED" in said.values(), (port, said)
+            assert rows[port.process, "gRPC", port.bound] == "Ray's token"
+        elif port.process in ("DashboardAgent", "RuntimeEnvAgent"):
+            assert call(f"http://127.0.0.1:{port.number}/")[0] == 401
+    assert ports.grpc_statuses(int(running.gcs.rpartition(":")[2]), running.token)[ports.METHODS[0]] == "OK"
+
+
+def test_a_key_is_asked_for_at_every_port_and_ends_within_seconds(served, bundles):
+    """The replicas' own ports are no way around HAProxy; without a restart."""
+    settings, result = served
+    running = instance.load(settings.home / "serve.json")
+    assert running
+    store = KeyStore(settings.storage)
+    key, text = store.create("laptop")
+    web = [p.number for p in ports.opened(running.name, running.port) if p.speaks == "HTTP"]
+    paths = [
+        "/wine/v1/model",
+        "/wine/v1/predict",
+        "/v1/models/wine/predict",
+        "/v1/models",
+        "/chat/v1/completions",
+        "/v1/completions",
+    ]
+    body = {"rows": sample(bundles["wine"])}
+    url = f"{result['url']}/wine/v1/predict"
+
+    def until(status: int, headers: dict[str, str]) -> float:
+        start = time.monotonic()
+        while call(url, body, headers=headers)[0] != status:
+            assert time.monotonic() - start < 8
+            time.sleep(0.05)
+        return time.monotonic() - start
+
+    try:
+        until(401, {})
+        bearer = {"authorization": f"Bearer {text}"}
+        time.sleep(2.5)  # the other replicas read the keys too
+        for number in web:
+            for path in paths:
+                status, answer = call(f"http://127.0.0.1:{number}{path}", {"model": "chat", **body})
+                # 401 and 403 also of Ray, 404 of Serve, 405 and 503 of pages of metrics.
+                assert status in (401, 403, 404, 405, 503), (number, path, answer)
+        assert {call(f"{result['url']}{path}", headers=bearer)[0] for path in ("/wine/v1/model", "/v1/models", "/v2")} == {200}
+        assert call(f"{result['url']}/v1/models/wine/predict", body, headers=bearer)[0] == 200
+        made = {"model": "chat", "prompt": "a", "max_tokens": 2}
+        assert call(f"{result['url']}/v1/completions", made, headers=bearer)[0] == 200
+        openai = pytest.importorskip("openai")
+        client = openai.OpenAI(base_url=f"{result['url']}/v1", api_key=text, max_retries=0)
+        assert "chat" in [model.id for model in client.models.list()]
+        with pytest.raises(openai.AuthenticationError):
+            client.with_options(api_key="none").completions.create(**made)
+        for path, status in (("/", 200), ("/healthz", 200), ("/v2/health/ready", 200), ("/wine/healthz", 401)):
+            assert call(f"{result['url']}{path}")[0] == status
+        store.revoke(key.id)
+        assert until(401, bearer) < 5
+        # Whoever holds Ray's token is let in still: that is `serve up` itself.
+        assert call(url, body, headers={"authorization": f"Bearer {operators_key(running.token)}"})[0] == 200
+    finally:
+        shutil.rmtree(store.storage.path("keys"))
+        until(200, {})
 
 
 def test_the_dashboard_wants_the_token(served):

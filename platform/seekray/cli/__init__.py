@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from seekray.cli import generate, jobs, models, project, runs, serve, training
+from seekray.cli import generate, jobs, keys, models, project, runs, serve, training
 
 app = typer.Typer(
     name="seekray",
@@ -24,6 +24,7 @@ app.add_typer(project.config, name="config", help="Show an experiment whole, or 
 app.add_typer(models.app, name="models", help="The model registry: versions, aliases, promotion.")
 app.add_typer(runs.app, name="runs", help="Runs: list, show, compare.")
 app.add_typer(serve.app, name="serve", help="Endpoints on Ray Serve.")
+app.add_typer(keys.app, name="keys", help="Keys that the endpoints ask for.")
 app.add_typer(jobs.app, name="jobs", help="Jobs on a Ray cluster.")
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 Models = Annotated[list[str], typer.Argument(help="digits@champion, wine/2, models:/…, runs:/ID or bundle folders.")]
 Host = Annotated[str | None, typer.Option(help="Address to bind; default 127.0.0.1.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure-no-auth", help="Ask for no key, and agree to ports beyond loopback that ask for none.")
+]
 Port = Annotated[int | None, typer.Option(help="Port; default 8000.")]
 
 
@@ -40,7 +43,7 @@ def up(
     host: Host = None,
     address: Address = None,
     grpc_port: Annotated[int | None, typer.Option(help="Also Open Inference Protocol over gRPC, at this port.")] = None,
-    insecure_no_auth: Annotated[bool, typer.Option(help="Agree to ports beyond loopback that ask for no key.")] = False,
+    insecure_no_auth: Insecure = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Of a models file: say what would change, and change nothing.")
     ] = False,
@@ -49,8 +52,11 @@ def up(
     """Serve models; returns when each has answered a real request. A models file (.yaml) says all that is served."""
     from seekray.errors import UserError
     from seekray.settings import settings
+    from seekray_serve.keys import KeyStore
     from seekray_serve.lifecycle import declared, deploy
 
+    if insecure_no_auth:
+        note("the endpoints ask for no key: everybody who reaches their ports may use the models")
     if any(name.endswith((".yaml", ".yml")) for name in models):
         if len(models) > 1:
             raise UserError(f"a models file says all that is served; give {models[0]} alone")
@@ -70,7 +76,8 @@ def up(
     if not json:
         note(f"starting {', '.join(m.name for m in wanted)} …")
     found = deploy.up(wanted, settings(), host, port, address=address, grpc_port=grpc_port, insecure_no_auth=insecure_no_auth)
-    out(found, json, lambda: _text(found) + "\n\n" + "\n".join(curl(found["url"], m) for m in wanted))
+    asks = not insecure_no_auth and bool(KeyStore(settings().storage).read())
+    out(found, json, lambda: _text(found) + "\n\n" + "\n".join(curl(found["url"], m, asks) for m in wanted))
 
 
 def _changes(done: dict[str, Any]) -> str:
@@ -84,13 +91,14 @@ def _changes(done: dict[str, Any]) -> str:
     return "\n".join(lines) or "nothing changes"
 
 
-def curl(url: str, model: ModelToServe) -> str:
-    """A line that works as pasted."""
+def curl(url: str, model: ModelToServe, asks: bool = False) -> str:
+    """A line that works as pasted; asks: with the key that $SEEKRAY_API_KEY holds."""
     import json
     import shlex
 
     path, body = model.example()
-    return f"curl -s {url}/{model.name}/{path} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    key = ' -H "Authorization: Bearer $SEEKRAY_API_KEY"' if asks else ""
+    return f"curl -s {url}/{model.name}/{path}{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -130,10 +138,15 @@ def build(
     file: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("serve.yaml"),
     port: Port = None,
     host: Host = None,
+    insecure_no_auth: Insecure = False,
     json: Json = False,
 ) -> None:
     """Write a config file that plain `serve deploy` accepts."""
+    from seekray.settings import settings
     from seekray_serve.lifecycle import deploy, place
+    from seekray_serve.lifecycle.consent import auth_of
 
-    config = deploy.build(models_to_serve(models), file, host or place.DEFAULT_HOST, port or place.DEFAULT_PORT)
+    host = host or place.DEFAULT_HOST
+    auth = auth_of(host, settings(), insecure_no_auth)
+    config = deploy.build(models_to_serve(models), file, host, port or place.DEFAULT_PORT, auth=auth)
     out(config, json, lambda: f"wrote {file}; deploy it with: serve deploy {file}")

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import urllib.parse
 from dataclasses import dataclass
-from pathlib import Path
 
 from seekray.errors import ClusterError
+from seekray_serve.keys import operators_key, ray_token
 from seekray_serve.lifecycle.dashboard import Dashboard
 
 ASK_TIMEOUT_S = 30
@@ -24,14 +24,17 @@ _ASK = (
 @dataclass(frozen=True)
 class Target:
     """Where to deploy: the dashboard, what Serve is told to bind, the address for clients, the
-    one by which a process in the cluster reaches the ingress, and the port of its gRPC (0: none)."""
+    one by which a process in the cluster reaches the ingress, what is bound for clients, the port of
+    its gRPC (0: none), and the key that its endpoints take from whoever deploys."""
 
     dashboard: Dashboard
     host: str
     port: int
     url: str
     inner_url: str
+    public: str
     grpc_port: int = 0
+    key: str | None = None
 
 
 def find_cluster(address: str, host: str | None, port: int | None) -> Target:
@@ -40,7 +43,8 @@ def find_cluster(address: str, host: str | None, port: int | None) -> Target:
     Serve's own address is kept where it runs already, since it cannot change. Raises ClusterError.
     """
     base = address if address.startswith(("http://", "https://")) else _dashboard_of(address)
-    dashboard = Dashboard(base, _token())
+    token = ray_token(os.environ)
+    dashboard = Dashboard(base, token)
     there = dashboard.applications().get("http_options") or {}
     host = there.get("host") or host or "127.0.0.1"
     port = int(there.get("port") or port or 8000)
@@ -48,12 +52,13 @@ def find_cluster(address: str, host: str | None, port: int | None) -> Target:
     url = f"http://{head}:{port}"
     # An ingress on every node listens on loopback too, unless it was bound to one address.
     inner = "127.0.0.1" if host in ("127.0.0.1", "0.0.0.0", "::", "localhost") else host
-    return Target(dashboard, host, port, url, f"http://{inner}:{port}")
+    key = operators_key(token) if token else None
+    return Target(dashboard, host, port, url, f"http://{inner}:{port}", host, key=key)
 
 
 def _dashboard_of(address: str) -> str:
     # In a process of its own: it imports ray, and the GCS client retries for minutes.
-    mode = {"RAY_AUTH_MODE": "token"} if _token() else {}
+    mode = {"RAY_AUTH_MODE": "token"} if ray_token(os.environ) else {}
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK, address],
@@ -66,11 +71,3 @@ def _dashboard_of(address: str) -> str:
             return found if "://" in found else f"http://{found}"
     reason = done.stderr.strip().splitlines()[-1:] or ["it has no dashboard"]
     raise ClusterError(f"no Ray cluster with a dashboard at {address}: {reason[0]}")
-
-
-def _token() -> str | None:
-    """Ray's token of this user, in the order in which Ray itself looks."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else None

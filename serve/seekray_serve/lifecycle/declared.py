@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from seekray.errors import ClusterError
 from seekray_serve.lifecycle import configuration, models_file, place
+from seekray_serve.lifecycle.consent import auth_of, with_auth
 from seekray_serve.lifecycle.deploy import READY_TIMEOUT_S
 from seekray_serve.lifecycle.ready import FRONT, wait
 from seekray_serve.lifecycle.status import describe
@@ -44,22 +45,26 @@ def apply(
     wanted = models_file.find(given, settings)
     applications = {model.name: configuration.application(model) for model in wanted.models}
     place.check_grpc(grpc_port, address, insecure_no_auth)
+    host, port = host or wanted.host, port or wanted.port
+    auth_of(host or place.DEFAULT_HOST, settings, insecure_no_auth)  # refused before anything starts
     with place.lock(settings.home):
         if dry_run:
             running = place.running(settings, address)
             before = _ours(place.deployed(running)) if running else {}
+            auth = auth_of(running.public if running else host or place.DEFAULT_HOST, settings, insecure_no_auth)
+            applications = with_auth(applications, auth)
             new = _next(before, applications, status_of(running) if running else {"models": []}, wanted.missing)
             return {"changes": changes(before, new), "failed": wanted.missing}
-        host, port = host or wanted.host, port or wanted.port
         target, fresh = place.attach(settings, host, port, address, grpc_port)
         deployed = place.deployed(target)
         before = _ours(deployed)
         others = {name: app for name, app in deployed.items() if name not in before and name != FRONT}
         front = {FRONT: deployed.get(FRONT) or configuration.front(target.inner_url)}
-        new = _next(before, applications, status_of(target), wanted.missing)
+        auth = auth_of(target.public, settings, insecure_no_auth)
+        new = _next(before, with_auth(applications, auth), status_of(target), wanted.missing)
 
         def deploy(models: Applications) -> None:
-            whole = {**others, **front, **models}
+            whole = with_auth({**others, **front, **models}, auth)
             if whole.keys() != deployed.keys() or any(
                 not configuration.same(deployed[name], app) for name, app in whole.items()
             ):

@@ -14,6 +14,7 @@ from seekray.errors import ClusterError
 from seekray_serve.lifecycle import configuration, place
 from seekray_serve.lifecycle import instance as instances
 from seekray_serve.lifecycle.cluster import find_cluster
+from seekray_serve.lifecycle.consent import auth_of, with_auth
 from seekray_serve.lifecycle.place import DEFAULT_HOST, DEFAULT_PORT
 from seekray_serve.lifecycle.ready import FRONT, ModelToServe, wait
 from seekray_serve.lifecycle.status import describe
@@ -40,22 +41,23 @@ def up(
 
     On `address` (Ray's dashboard or GCS) where given, else on the head that an earlier `up` left
     running, else on a new one. grpc_port: also the Open Inference Protocol over gRPC there, which needs the consent
-    `insecure_no_auth`. Raises UserError (names, ports, consent), ClusterError (did not come up).
+    `insecure_no_auth`: none of the endpoints asks for a key then. Raises UserError (names, ports, consent), ClusterError
+    (did not come up).
     """
     applications = [configuration.application(model) for model in models]
     place.check_grpc(grpc_port, address, insecure_no_auth)
+    auth_of(host or DEFAULT_HOST, settings, insecure_no_auth)  # refused before anything starts
     with place.lock(settings.home):
         target, fresh = place.attach(settings, host, port, address, grpc_port)
         deployed: dict[str, dict[str, Any]] = {}
         changed = False
         try:
             deployed = place.deployed(target)
+            auth = auth_of(target.public, settings, insecure_no_auth)
+            wanted = with_auth({app["name"]: app for app in applications}, auth)
             live = {model["name"]: model["version"] for model in status_of(target)["models"]}
-            new = [
-                app for app in applications if not configuration.settled(deployed.get(app["name"]), app, live.get(app["name"]))
-            ]
-            wanted = {**deployed, **{app["name"]: app for app in new}}
-            wanted.setdefault(FRONT, configuration.front(target.inner_url))
+            new = {n: app for n, app in wanted.items() if not configuration.settled(deployed.get(n), app, live.get(n))}
+            wanted = with_auth({FRONT: configuration.front(target.inner_url), **deployed, **new}, auth)
             if any(not configuration.same(deployed.get(name), app) for name, app in wanted.items()):
                 changed = True
                 target.dashboard.deploy(configuration.whole(list(wanted.values()), target.host, target.port, target.grpc_port))
@@ -104,11 +106,12 @@ def build(
     port: int = DEFAULT_PORT,
     *,
     runtime_env: Mapping[str, Any] | None = None,
+    auth: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the configuration file of `models` for plain `serve deploy`, and return it.
 
     The bundle folders must be readable, and `seekray` importable, on the cluster's nodes
-    (`runtime_env` where it is not installed there).
+    (`runtime_env` where it is not installed there). auth: whose keys are asked for, `consent.auth_of`.
     """
     import yaml
 
@@ -117,7 +120,7 @@ def build(
     for application in applications:
         if runtime_env:
             application["runtime_env"] = dict(runtime_env)
-    config = configuration.whole(applications, host, port)
+    config = configuration.whole(list(with_auth({app["name"]: app for app in applications}, auth).values()), host, port)
     Path(path).write_text(
         "# Written by `seekray serve build`; deploy it with `serve deploy`.\n" + yaml.safe_dump(config, sort_keys=False)
     )

@@ -24,10 +24,12 @@ PUBLIC_HOST = "SEEKRAY_PUBLIC_HOST"
 
 # `/v1/models/digits/predict` is `/digits/v1/predict`, and likewise for Open Inference Protocol.
 # Not for a model that is not served: no backend has its prefix, so the front door answers 404.
+# The names of what is served are told to this machine alone; anybody else asks the catalogue, with a key.
 # And no line a request to a syslog that is not there: `log global` of the defaults would send one.
 _FRONT_DOOR = r"""
     # seekray: no access log; the front door's paths are the models' own
     no log
+    http-request deny deny_status 404 if { path -i /-/routes } !{ src 127.0.0.0/8 ::1 OWN }
     http-request replace-path ^/v1/models/([^/]+)/(predict|stream|generate)$ /\1/v1/\2
     http-request replace-path ^/v2/models/([^/]+)(/.*)?$ /\1/v2/models/\1\2"""
 
@@ -50,7 +52,7 @@ def rewrite(text: str, *, public_host: str, error_file: str) -> str:
     bind = "*" if public_host in ("0.0.0.0", "::", "") else public_host
     text, front = re.subn(
         r"(?m)^(frontend http_frontend\n\s+bind )\S*:(\d+)$",
-        lambda found: f"{found[1]}{bind}:{found[2]}{_FRONT_DOOR}",
+        lambda found: f"{found[1]}{bind}:{found[2]}{_FRONT_DOOR.replace('OWN', '' if bind == '*' else bind)}",
         text,
     )
     # gRPC, where it was asked for: at the public address too, without a line a call.

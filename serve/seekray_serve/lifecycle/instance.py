@@ -145,11 +145,12 @@ def start(home: Path, host: str, port: int, *, ingress: bool = True, grpc_port: 
         ("--dashboard-host", LOOPBACK),
         ("--temp-dir", folder),
         ("--include-log-monitor", "false"),
+        ("--no-monitor", None),
         # A platform's tensors travel through storage; the rest of /dev/shm stays the user's.
         ("--object-store-memory", 200_000_000),
     ]
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
-    command += [f"{option}={value}" for option, value in options]
+    command += [option if value is None else f"{option}={value}" for option, value in options]
     log = folder / "ray-start.log"
     try:
         with log.open("wb") as output:
@@ -308,6 +309,7 @@ def _environment(instance: Instance, ports: list[int], binary: str | None) -> di
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
         # Ray runs its workers, so replicas and HAProxy too, at nice 15, behind whatever else the machine does.
         "RAY_worker_niceness": "0",
+        "RAY_enable_metrics_collection": "0",
         **STAY_ON_LOOPBACK,
     }
     if binary:

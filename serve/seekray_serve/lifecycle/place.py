@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seekray.errors import ClusterError, UserError
+from seekray_serve.keys import operators_key
 from seekray_serve.lifecycle import haproxy
 from seekray_serve.lifecycle import instance as instances
 from seekray_serve.lifecycle.cluster import Target, find_cluster
@@ -100,7 +101,8 @@ def _own(instance: instances.Instance) -> Target:
     # Serve itself is told loopback, for its replicas; HAProxy's wrapper opens the public address.
     inner = instances.LOOPBACK if haproxy.find_binary() else instance.host
     dashboard = Dashboard(instance.dashboard, instance.token)
-    return Target(dashboard, inner, instance.port, instance.url, instance.url, instance.grpc_port)
+    key = operators_key(instance.token)
+    return Target(dashboard, inner, instance.port, instance.url, instance.url, instance.host, instance.grpc_port, key)
 
 
 def _alive(instance: instances.Instance) -> bool:

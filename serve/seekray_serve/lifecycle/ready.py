@@ -98,7 +98,7 @@ def _probe(target: Target, model: ModelToServe) -> str | None:
     """Why a real request did not pass, None when it did."""
     try:
         path, body = model.example()
-        answer = json.loads(_open(f"{target.url}/{model.name}/{path}", json.dumps(body).encode()))
+        answer = json.loads(_open(f"{target.url}/{model.name}/{path}", json.dumps(body).encode(), target.key))
     except urllib.error.HTTPError as error:
         return f"{error.code} {error.read().decode(errors='replace')[:300]}"
     except (OSError, ValueError) as error:
@@ -117,8 +117,10 @@ def _get(url: str) -> str | None:
     return None
 
 
-def _open(url: str, body: bytes | None) -> bytes:
+def _open(url: str, body: bytes | None, key: str | None = None) -> bytes:
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=10) as answer:
         return bytes(answer.read())

@@ -54,8 +54,11 @@ def status(target: Target) -> dict[str, Any]:
 def _board(target: Target) -> dict[str, Any]:
     """`{model: {replica: state}}`; nothing where the front door does not answer, which is no reason to say nothing at all."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"{target.url}/v1/status")
+    if target.key:
+        request.add_header("Authorization", f"Bearer {target.key}")
     try:
-        with opener.open(f"{target.url}/v1/status", timeout=BOARD_TIMEOUT_S) as answer:
+        with opener.open(request, timeout=BOARD_TIMEOUT_S) as answer:
             return dict(json.load(answer))
     except (OSError, ValueError):
         return {}
