@@ -50,22 +50,24 @@ def documented() -> list[tuple[str, str, str, str]]:
 
 
 def opened(name: str, public: int) -> list[Port]:
-    """Every listening socket of an instance, also while HAProxy starts anew."""
-    deadline = time.monotonic() + 20
+    """Every listening socket of an instance, once it is the same twice: HAProxy starts anew as replicas come."""
+    deadline = time.monotonic() + 30
+    before: list[Port] = []
     while True:
-        found = listening(instance.pids(name))
-        if public in {port for _, port, _ in found}:
-            break
-        assert time.monotonic() < deadline, "the public port is not open"
-        time.sleep(0.2)
-    ports = []
-    for host, number, pid in found:
-        with contextlib.suppress(psutil.NoSuchProcess, ConnectionError):  # HAProxy's last process, which has just ended
-            command = " ".join(psutil.Process(pid).cmdline())
-            process = next((row[0] for row in documented() if row[0] in command), command)
-            bound = "loopback" if host in LOOPBACK else "every interface"
-            ports.append(Port(process, _speaks(number), bound, host, number))
-    return ports
+        now: list[Port] = []
+        with contextlib.suppress(psutil.NoSuchProcess, OSError):  # a process of HAProxy's that ends
+            now = [_port(*entry) for entry in listening(instance.pids(name))]
+        if now == before and public in {port.number for port in now}:
+            return now
+        assert time.monotonic() < deadline, now
+        before = now
+        time.sleep(0.3)
+
+
+def _port(host: str, number: int, pid: int) -> Port:
+    command = " ".join(psutil.Process(pid).cmdline())
+    process = next((row[0] for row in documented() if row[0] in command), command)
+    return Port(process, _speaks(number), "loopback" if host in LOOPBACK else "every interface", host, number)
 
 
 def _speaks(number: int) -> str:
