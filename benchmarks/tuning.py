@@ -2,9 +2,9 @@
 
     python -m benchmarks.tuning [--trials 32] [--seconds 3] [--gaps 12] [--json]
 
-gap: seconds from a trial's last step to the next one's first on the same warm actor, medians, one trial at a time, beside a
-plain Tune function with reused actors that trains nothing (it reports once), in the same run. The search's gap includes the
-next trial's values, data, folder, journal and spool.
+gap: seconds from the end of a trial's training loop to the beginning of the next one's on the same warm actor, medians, one
+trial at a time, beside a plain Tune function with reused actors that trains nothing (it reports once), in the same run. What
+is written of a trial is written while the next one trains; values that depend on those before (optuna) are found in the gap.
 
 search: `seekray tune` over digits with trials of about so many seconds, TPE, without a scheduler, beside `optuna` in two plain
 processes that share a journal file and train the same with the same loop; wall time from the first trial's start to the last
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,7 +30,7 @@ from unittest import mock
 import ray
 from ray import tune as ray_tune
 
-from seekray import tuner
+from seekray import loop, tuner
 from seekray.experiment_file import load, validate
 from seekray.log import configure
 from seekray.settings import settings
@@ -42,18 +43,25 @@ CALIBRATED = 200  # epochs of the run that says how long an epoch is
 
 
 class Timed(trial.LoopTrial):
-    """Writes down when its steps begin and end."""
+    """Writes down when its training loop begins and ends."""
 
     def step(self) -> dict[str, Any]:
-        began = time.time()
-        found = super().step()
-        _write(os.path.dirname(self._settings["run"].removeprefix("file://")), began)
+        times, epochs = list[float](), loop.epochs
+
+        def timed(*given: Any) -> Iterator[loop.Pulse]:
+            times.append(time.time())
+            yield from epochs(*given)
+            times.append(time.time())
+
+        with mock.patch.object(loop, "epochs", timed):
+            found = super().step()
+        _write(os.path.dirname(os.path.dirname(self._settings["run"].removeprefix("file://"))), *times)
         return found
 
 
-def _write(folder: str, began: float) -> None:
+def _write(folder: str, began: float, ended: float) -> None:
     with open(f"{folder}/times.txt", "a") as file:
-        file.write(f"{began} {time.time()}\n")
+        file.write(f"{began} {ended}\n")
 
 
 def _gaps(folder: Path) -> float:
@@ -88,8 +96,7 @@ def gaps(count: int) -> dict[str, float]:
         plain.mkdir()
 
         def function(config: dict[str, Any]) -> None:
-            began = time.time()
-            _write(str(plain), began)
+            _write(str(plain), time.time(), time.time())
             ray_tune.report({"score": config["x"]})
 
         ray_tune.Tuner(
@@ -98,11 +105,18 @@ def gaps(count: int) -> dict[str, float]:
             tune_config=ray_tune.TuneConfig(num_samples=count, max_concurrent_trials=1, reuse_actors=True),
             run_config=ray_tune.RunConfig(storage_path=f"{temporary}/results", verbose=0),
         ).fit()
-        with mock.patch.object(trial, "LoopTrial", Timed):
-            tuner.tune(experiment(1, count, concurrency=1, searcher="random"), settings())
-        ours = _gaps(Path(Storage(settings().storage).child("runs").path()))
-        theirs = _gaps(plain)
-    return {"gap_s": ours, "plain_gap_s": theirs, "gap / plain function": ours / theirs}
+        theirs, ours = _gaps(plain), {}
+        runs = Path(Storage(settings().storage).path())
+        for searcher in ("random", "optuna"):
+            with mock.patch.object(trial, "LoopTrial", Timed):
+                tuner.tune(experiment(1, count, concurrency=1, searcher=searcher), settings())
+            ours[searcher] = _gaps(runs)
+            (runs / "times.txt").unlink()
+    random, optuna = ours["random"], ours["optuna"]
+    return {
+        "gap_s": random, "gap_optuna_s": optuna, "plain_gap_s": theirs,
+        "gap / plain function": random / theirs, "gap optuna / plain function": optuna / theirs,
+    }  # fmt: skip
 
 
 ALONE = """

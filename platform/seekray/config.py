@@ -245,9 +245,9 @@ class Experiment(Strict):
             )
         if self.tune and not self.data.split.validation:
             raise ValueError("tune compares trials on validation rows, but data.split.validation is 0; give it a fraction")
-        if self.tune and self.tune.metric and self.training.metric not in (None, self.tune.metric):
+        if self.tune and self.tune.first and self.training.metric not in (None, self.tune.first):
             raise ValueError(
-                f"tune.metric ({self.tune.metric}) picks each trial's best weights too, and training.metric is "
+                f"tune.metric ({self.tune.first}) picks each trial's best weights too, and training.metric is "
                 f"{self.training.metric}; give one of them"
             )
         if self.training.batch_size < self.resources.span[1]:

@@ -32,6 +32,32 @@ def history(trials: Sequence[Mapping[str, Any]], metric: str, higher: bool, path
     return save(figure, path)
 
 
+def front(
+    trials: Sequence[Mapping[str, Any]],
+    goals: Sequence[tuple[str, bool]],
+    numbers: Sequence[int],
+    best: int,
+    path: Path | str,
+) -> Path:
+    """Two metrics of each trial; those that none beats in all metrics are joined, the chosen one is ringed.
+
+    goals: names, and whether more is better.
+    """
+    (first, _), (second, _) = goals
+    figure, (axis,) = make_figure(width=6.4, height=4.4)
+    places = {t["number"]: (t["others"][second], t["value"]) for t in trials if t["value"] is not None and t.get("others")}
+    axis.scatter(*zip(*places.values(), strict=True), color=GREY, s=18, label="trials")
+    joined = sorted(places[n] for n in numbers)
+    axis.plot(*zip(*joined, strict=True), "o-", color=BLUE, markersize=5, linewidth=1.2, label="none beats these")
+    axis.scatter(*places[best], s=120, facecolors="none", edgecolors=ORANGE, linewidths=2, label=f"chosen: trial {best}")
+    unit = {"latency": "latency, ms a row"}
+    axis.set(xlabel=unit.get(second, name_of(second)), ylabel=f"validation {name_of(first)}")
+    if min(x for x, _ in places.values()) > 0:
+        axis.set_xscale("log")
+    axis.legend(frameon=False)
+    return save(figure, path)
+
+
 def parallel(
     trials: Sequence[Mapping[str, Any]], logarithmic: Sequence[str], metric: str, higher: bool, path: Path | str
 ) -> Path:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from seekray import bundle as bundles
 from seekray.checkpoint import Checkpoint
 from seekray.config import Experiment
@@ -39,10 +41,7 @@ def conclude(
     experiment: Experiment, run_id: str, run: Storage, prepared: Prepared, checkpoint: Checkpoint, tracker: Tracker
 ) -> Concluded:
     """Evaluate the best weights, write the bundle, log plots and card."""
-    config, weights = experiment.model, checkpoint.group("best") or checkpoint.group("weights")
-    family = get_family(experiment.family)
-    if isinstance(family, Released):
-        config, weights = family.release(config, weights)
+    config, weights = final_model(experiment, checkpoint)
     info: dict[str, Any] = {
         "name": experiment.name,
         "run_id": run_id,
@@ -72,6 +71,13 @@ def conclude(
             run.write_bytes(f"plots/{plot.name}", plot.read_bytes())
     _log_reports(digest, info, prepared, evaluation, importances, tracker, run)
     return Concluded("bundle", digest, dict(evaluation.metrics))
+
+
+def final_model(experiment: Experiment, checkpoint: Checkpoint) -> tuple[Any, dict[str, Tensor]]:
+    """The model's settings and the best weights, as the bundle has them."""
+    config, weights = experiment.model, checkpoint.group("best") or checkpoint.group("weights")
+    family = get_family(experiment.family)
+    return family.release(config, weights) if isinstance(family, Released) else (config, weights)
 
 
 def _sheet(run: Storage, tracker: Tracker, name: str) -> None:

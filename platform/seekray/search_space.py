@@ -13,6 +13,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from seekray.data.options import Duration, Options
 
+MEASURED = {"latency", "parameters"}
+"""What a search can look at that is no validation metric; less is better."""
 KINDS = ("choice", "uniform", "loguniform", "int", "logint")
 
 
@@ -136,8 +138,10 @@ class Tune(Options):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     trials: int = Field(32, ge=1, description="how many; grid: at most so many")
-    searcher: Literal["random", "grid", "optuna", "cmaes"] = Field(
-        "optuna", description="optuna: TPE, which learns from earlier trials; cmaes: for numbers alone; grid: every combination"
+    searcher: Literal["random", "grid", "optuna", "cmaes", "bohb"] = Field(
+        "optuna",
+        description="optuna: TPE, which learns from earlier trials; cmaes: for numbers alone; grid: every combination; "
+        "bohb: learns from the rungs, of packages that are installed apart",
     )
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = Field(
         "asha",
@@ -147,8 +151,16 @@ class Tune(Options):
     )
     grace: int = Field(1, ge=1, description="epochs that every trial gets")
     reduction: float = Field(3, gt=1, description="asha: of those that reach a rung, one in so many goes on")
-    metric: str | None = Field(
-        None, description="validation metric that is searched for; default training.metric or the task's"
+    metric: str | tuple[str, ...] | None = Field(
+        None,
+        description="validation metric that is searched for; default training.metric or the task's; or a list: several at "
+        "once, after the first also latency (ms for a row) and parameters",
+    )
+    tolerance: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="several metrics: the best is the best in the second of those within this share of the first's best",
     )
     seed: int = Field(0, ge=0, description="of the searcher; the trials' own is training.seed")
     repeat: Repeat | None = Field(None, description="train each trial several times; it still counts as one")
@@ -172,6 +184,15 @@ class Tune(Options):
                 f"tune.searcher: grid needs values that can be counted, {endless[0]} has {self.space[endless[0]].kind}; "
                 "give a choice, or uniform with a step"
             )
+        if len(set(self.metrics)) < len(self.metrics) or set(self.metrics[:1]) & MEASURED:
+            raise ValueError(
+                f"tune.metric: {', '.join(self.metrics)} given; expected different ones, a validation metric first, "
+                "which picks the weights of each trial"
+            )
+        if self.searcher in ("cmaes", "bohb") and self.others:
+            raise ValueError(
+                f"tune.searcher: {self.searcher} is for one metric, {len(self.metrics)} given; use optuna, random or grid"
+            )
         if self.searcher == "cmaes" and (named := [k for k, p in self.space.items() if p.kind == "choice" or p.when]):
             raise ValueError(f"tune.searcher: cmaes is for numbers, {named[0]} is a choice or conditional; use optuna")
         for key, parameter in self.space.items():
@@ -182,6 +203,21 @@ class Tune(Options):
             ]:
                 raise ValueError(f"tune.space: {key} depends on {later[0]}, which has to stand before it")
         return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is searched for; empty where nothing is said."""
+        return () if self.metric is None else (self.metric,) if isinstance(self.metric, str) else self.metric
+
+    @property
+    def first(self) -> str | None:
+        """The metric that picks the weights, and by which schedulers compare."""
+        return self.metrics[0] if self.metrics else None
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """What is searched for beside the first."""
+        return self.metrics[1:]
 
     def repetitions(self, seed: int) -> list[dict[str, Any]]:
         """What each training of a trial has of its own, by dotted names; [{}] where it is trained once."""

@@ -213,7 +213,8 @@ def write_start(run: Storage, experiment: Experiment, prepared: Prepared, *, res
                 f"the data of {run.uri} has changed since the run began ({', '.join(changed)}); "
                 "put the data back or start a new run"
             )
-    run.write_json("experiment.json", experiment.as_json())
+    # The order of a search's space counts: fields depend on those before.
+    run.write_bytes("experiment.json", json.dumps(experiment.as_json(), indent=1).encode())
     run.write_json("run.json", {"fingerprint": prepared.fingerprint, "name": experiment.name})
     if prepared.rejected:
         lines = "".join(json.dumps(r, default=str) + "\n" for r in prepared.rejected)

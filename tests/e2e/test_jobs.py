@@ -149,6 +149,74 @@ def test_a_stopped_job_leaves_a_run_that_goes_on(head: Head, folder: Path) -> No
     assert f"run {run.name}" in again.stderr
 
 
+SEARCH = ["tune", "examples/digits-tune.yaml", "--set", "report.importances=false", "--set", "training.epochs=4"]
+
+
+@pytest.mark.slow
+def test_a_search_runs_the_same_as_a_job(head: Head, folder: Path) -> None:
+    storage = folder / ".seekray" / "storage" / "runs"
+    asked = ["--set", "name=searched", "--set", "tune.trials=5", "--set", "register=searched"]
+    done = seekray("submit", *SEARCH, *asked, "--address", head.address, "--json", cwd=folder, env=head.environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (search,) = [p for p in storage.glob("*-searched-*") if (p / "journal.jsonl").exists()]
+    trials = json.loads((search / "trials.json").read_text())
+    assert [t["status"] in ("finished", "stopped") for t in trials] == [True] * 5
+    assert all(f"trial {t['number']}: {t['status']}" in done.stderr for t in trials)
+    best = min(trials, key=lambda t: (t["value"], t["number"]))  # the loss
+    assert (storage / best["run_id"] / "bundle" / "bundle.json").exists()
+    assert f"trial {best['number']} of {search.name}" in (search / "best.yaml").read_text()
+    synced = json.loads(seekray("sync", "--json", cwd=folder, env=head.environment).stdout)["runs"]
+    versions = {r["run_id"]: r["version"] for r in synced}
+    assert {search.name, *(t["run_id"] for t in trials)} <= versions.keys()
+    assert versions[best["run_id"]] is not None
+
+    # The same values give the same model here, in this process.
+    here = ["--set", "resources.workers=0", "--set", "resources.cpus_per_worker=1", "--set", "name=here"]
+    if best["status"] == "finished":
+        again = seekray("train", str(search / "best.yaml"), *here, "--json", cwd=folder, env=head.environment)
+        assert again.returncode == 0, again.stderr[-4000:]
+        told = json.loads((storage / best["run_id"] / "evaluation.json").read_text())["metrics"]
+        assert json.loads(again.stdout)["metrics"] == told
+
+
+@pytest.mark.slow
+def test_a_stopped_search_goes_on_as_a_job(head: Head, folder: Path) -> None:
+    storage = folder / ".seekray" / "storage" / "runs"
+    asked = [
+        "--set",
+        "name=halted",
+        "--set",
+        "tune.trials=400",
+        "--set",
+        "tune.scheduler=none",
+        "--set",
+        "tune.searcher=random",
+    ]
+    at = ["--address", head.address]
+    started = seekray("submit", *SEARCH, *asked, *at, "--no-wait", "--json", cwd=folder, env=head.environment)
+    job = json.loads(started.stdout)["job_id"]
+
+    def ended(search: Path) -> list[dict[str, Any]]:
+        entries = {e["number"]: e for e in map(json.loads, (search / "journal.jsonl").read_text().splitlines())}
+        return [e for e in entries.values() if e["status"] != "running"]
+
+    def begun() -> Path | None:
+        found = next((p.parent for p in storage.glob("*-halted-*/journal.jsonl")), None)
+        return found if found and len(ended(found)) > 2 else None
+
+    search = _until(begun)
+    done = seekray("jobs", "stop", job, *at, "--json", cwd=folder, env=head.environment)
+    assert json.loads(done.stdout)["status"] == "STOPPED", done.stderr
+    before = ended(search)
+    # The experiment of a search that goes on is the one that it began with, but for what is set now.
+    more = ["--resume", search.name, "--set", f"tune.trials={len(before) + 3}"]
+    again = seekray("submit", *SEARCH, *asked, *more, *at, "--json", cwd=folder, env=head.environment)
+    assert again.returncode == 0, again.stderr[-4000:]
+    after = {e["number"]: e for e in ended(search)}
+    assert all(after[e["number"]] == e for e in before), "an ended trial is not run again"
+    assert len(after) == len(before) + 3
+
+
 def _checkpoints(run: Path) -> list[Path]:
     return [p for p in (run / "checkpoints").glob("step_*") if (p / "manifest.json").exists()]
 

@@ -109,8 +109,8 @@ def test_values_are_in_their_ranges_and_keep_their_conditions(searcher: str) -> 
         assert isinstance(found["model.width"], int)
         widths.add(found["model.width"])
         entry = Entry(number, "r", found, "finished", found["training.lr"])
-        one.tell(entry, -found["training.lr"])
-        other.tell(entry, -found["training.lr"])
+        one.tell(entry, (-found["training.lr"],))
+        other.tell(entry, (-found["training.lr"],))
     assert {2, 64} <= widths or len(widths) > 8
 
 
@@ -122,14 +122,14 @@ def test_tpe_learns_and_is_told_again_of_what_it_knew() -> None:
         values = first.ask(number)
         score = -((values["x"] - 3) ** 2) - (10 if values["y"] == "bad" else 0)
         entries.append(Entry(number, "r", values, "stopped" if number % 7 == 6 else "finished", score, 3, rungs=[(3, score)]))
-        first.tell(entries[-1], score)
+        first.tell(entries[-1], (score,))
     late = [e.values for e in entries[-15:]]
     assert sum(v["y"] == "good" for v in late) >= 12
     assert sum(abs(v["x"] - 3) for v in late) / 15 < 4  # 5.5 by chance
     entries.append(Entry(40, "r", {"x": 2.5, "y": "good"}))
     second = Optuna(tune, {})
     for entry in entries:
-        second.again(entry, entry.value)
+        second.again(entry, None if entry.value is None else (entry.value,))
     kept = second.study.get_trials()
     assert [t.state.name for t in kept[:40]] == [t.state.name for t in first.study.get_trials()]
     assert [t.params for t in kept[:40]] == [t.params for t in first.study.get_trials()]
@@ -140,9 +140,11 @@ def test_tpe_learns_and_is_told_again_of_what_it_knew() -> None:
 def test_a_journal_tells_what_it_was_told(tmp_path: Path) -> None:
     journal = Journal(Storage(str(tmp_path)))
     entry = Entry(2, "r-t002", {"a": [1]}, rungs=[(1, 0.5)])
-    journal.write(entry)
+    journal.note(entry)
+    journal.save()
     entry.status, entry.value = "finished", 0.5
-    journal.write(entry)
+    journal.note(entry)
+    journal.save()
     assert Journal(Storage(str(tmp_path))).trials == {2: entry}
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 2
 

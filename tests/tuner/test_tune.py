@@ -24,6 +24,7 @@ from seekray.experiment_file import load, with_values
 from seekray.progress import Progress
 from seekray.settings import settings
 from seekray.storage import Storage
+from seekray.tracking.spool import Spool, start_of
 from seekray.trainer import load_run, write_start
 from seekray.tuner.journal import Journal
 from seekray.tuner.table import Table
@@ -88,7 +89,14 @@ def test_a_search_from_its_file_to_the_registered_model(tmp_path: Path) -> None:
 
 
 def test_a_search_that_was_interrupted_goes_on(tmp_path: Path, untracked: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = searched(tmp_path, grace=2, reduction=2, trials=5)
+    space = {
+        "training.optimizer": {"choice": ["sgd", "adamw"]},
+        "training.momentum": {
+            "choice": [0.0, 0.5],
+            "when": {"training.optimizer": "sgd"},
+        },  # before it in the alphabet
+    }
+    given = searched(tmp_path, grace=2, reduction=2, trials=5, space=space)
     ends = []
     with monkeypatch.context() as patch:
 
@@ -123,6 +131,7 @@ def test_a_trial_is_the_loop_and_goes_on_from_its_checkpoint(tmp_path: Path) -> 
     write_start(run, given, prepared, resume=False)
     config = {
         "number": 0, "search_id": "s", "run_id": "s-t000", "run": run.uri, "values": {}, "rungs": [2, 4],
+        "start": start_of("s-t000", given.name, {}, {}), "others": ["accuracy", "parameters"], "row": None,
         "parts": [{"experiment": given.as_json(), "data": ray_train.share(prepared)}],
     }  # fmt: skip
     found = []
@@ -135,6 +144,11 @@ def test_a_trial_is_the_loop_and_goes_on_from_its_checkpoint(tmp_path: Path) -> 
     assert last is not None
     same(run_here(given, prepared, tmp_path / "whole"), last)
     assert found[-1].answer["score"] == last.state["best_value"]
+    assert found[-1].answer["others"]["parameters"] == sum(t.numel() for t in last.group("best").values())
+    assert 0 < found[-1].answer["others"]["accuracy"] <= 1
+    spool = Spool(run)
+    assert [e["kind"] for e in spool.events()].count("start") == 1, "the first word, once a driver"
+    assert spool.events()[0]["kind"] == "start"
 
 
 def test_failures_have_reasons_and_do_not_sink_the_search(tmp_path: Path, untracked: None) -> None:

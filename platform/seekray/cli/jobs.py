@@ -23,8 +23,8 @@ def add(parent: typer.Typer) -> None:
 
 def submit(
     context: typer.Context,
-    verb: Annotated[str, typer.Argument(help="train, evaluate or predict.")],
-    file: Annotated[str, typer.Argument(help="The experiment file, or the MODEL of evaluate and predict.")],
+    verb: Annotated[str, typer.Argument(help="train, tune, evaluate or predict.")],
+    file: Annotated[str, typer.Argument(help="The experiment file of train and tune, or the MODEL of evaluate and predict.")],
     address: Address = None,
     ship_data: Annotated[bool, typer.Option("--ship-data", help="Send the data file along (up to 50 MiB).")] = False,
     wait: Annotated[bool, typer.Option(help="Follow the log and exit with the job's code.")] = True,

@@ -69,12 +69,16 @@ def tune(
 def _trials(done: TuneResult) -> str:
     """All trials, the best first."""
     keys = list(dict.fromkeys(key for t in done.trials for key in t["values"]))
+    others = list(dict.fromkeys(name for t in done.trials for name in t.get("others", ())))
     order = sorted(done.trials, key=lambda t: (t["value"] is None, -t["value"] * done.sign if t["value"] is not None else 0))
     rows = [
-        [t["number"], t["status"], t["value"], t["epoch"], t["seconds"], *(t["values"].get(k) for k in keys), t["reason"]]
+        [f"{t['number']}{'*' if t['number'] in done.front else ''}", t["status"], t["value"]]
+        + [t.get("others", {}).get(name) for name in others]
+        + [t["epoch"], t["seconds"], *(t["values"].get(k) for k in keys), t["reason"]]
         for t in order
     ]
-    return table(rows, ["trial", "status", done.metric, "epochs", "seconds", *keys, "reason"])
+    shown = table(rows, ["trial", "status", done.metric, *others, "epochs", "seconds", *keys, "reason"])
+    return f"{shown}\n* none beats it in all metrics" if done.front else shown
 
 
 def next_step(result: object) -> str:

@@ -19,7 +19,7 @@ import psutil
 
 from seekray.errors import TrackingError
 from seekray.storage import Storage
-from seekray.tracking.events import Driver, Event, PointJson, Status
+from seekray.tracking.events import Driver, Event, PointJson, Start, Status
 
 if TYPE_CHECKING:
     from seekray.session import Point
@@ -61,9 +61,11 @@ class Tracker:
 
     On a remote storage a thread of its own writes, so that a training step does not wait for that
     network either; `finish` waits for it.
+
+    start: the run's first event as its driver told it, for a process that is not the driver; it goes with the first word.
     """
 
-    def __init__(self, run: Storage, run_id: str) -> None:
+    def __init__(self, run: Storage, run_id: str, start: Start | None = None) -> None:
         self._run, self._run_id = run, run_id
         self._spool = Spool(run)
         self._last: dict[str, int] = {}
@@ -73,6 +75,8 @@ class Tracker:
         for event in earlier:
             if event["kind"] == "points":
                 self._note(event["points"])
+        drivers = [event["driver"] for event in earlier if event["kind"] == "start"]
+        self._before: list[Event] = [start] if start is not None and drivers[-1:] != [start["driver"]] else []
         self._writer = None if run.is_local else ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._pending: list[Future[None]] = []
 
@@ -82,18 +86,7 @@ class Tracker:
 
     def start(self, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """The run begins, or goes on: after earlier events the same MLflow run continues."""
-        self._append(
-            {
-                "kind": "start",
-                "run_id": self._run_id,
-                "name": name,
-                "params": dict(params),
-                "tags": dict(tags),
-                "user": getpass.getuser(),
-                "time_ms": _now(),
-                "driver": this_process(),
-            }
-        )
+        self._append(start_of(self._run_id, name, params, tags))
 
     def points(self, new: Sequence[Point]) -> None:
         """Points; those of steps that were told before (a resume goes over them again) are left out."""
@@ -140,16 +133,17 @@ class Tracker:
 
     def _append(self, event: Event) -> None:
         self._number += 1
+        events, self._before = [*self._before, event], []
         if self._writer is None:
-            self._run.write_json(_segment(self._number), [event])
+            self._run.write_json(_segment(self._number), events)
             return
         self._pending = [f for f in self._pending if not f.done() or f.exception() is not None]
-        self._pending.append(self._writer.submit(self._write, self._number, event))
+        self._pending.append(self._writer.submit(self._write, self._number, events))
 
-    def _write(self, number: int, event: Event) -> None:
+    def _write(self, number: int, events: list[Event]) -> None:
         for attempt in range(WRITE_TRIES):
             try:
-                return self._run.write_json(_segment(number), [event])
+                return self._run.write_json(_segment(number), events)
             except OSError:
                 if attempt == WRITE_TRIES - 1:
                     raise
@@ -174,6 +168,14 @@ class NullTracker(Tracker):
 
     def _append(self, event: Event) -> None:
         pass
+
+
+def start_of(run_id: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> Start:
+    """The event with which this process begins a run, or goes on with it."""
+    return {
+        "kind": "start", "run_id": run_id, "name": name, "params": dict(params), "tags": dict(tags),
+        "user": getpass.getuser(), "time_ms": _now(), "driver": this_process(),
+    }  # fmt: skip
 
 
 def _now() -> int:

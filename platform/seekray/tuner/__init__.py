@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -41,11 +42,13 @@ class TuneResult:
     metric: str
     sign: int
     ended_by: str = ""
+    front: list[int] = field(default_factory=list)
     plots: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """The command line's document."""
-        return self.best_run.as_json() | {"search_id": self.search_id, "best": self.best, "trials": self.trials}
+        """The command line's document. front: numbers of the trials that none beats, where there are several metrics."""
+        told = self.best_run.as_json() | {"search_id": self.search_id, "best": self.best, "trials": self.trials}
+        return told | ({"front": self.front} if self.front else {})
 
 
 def processes(experiment: Experiment, cores: int) -> Resources:
@@ -75,14 +78,18 @@ def tune(
             "tune: is missing; it says what is searched, for example tune: {space: {training.lr: {loguniform: [0.0001, 0.1]}}}",
             field="tune",
         )
+    if experiment.tune.searcher == "bohb":
+        from seekray.tuner.bohb import packages
+
+        packages()  # told before anything starts
     progress = progress or Progress(quiet=True)
     data = Datasets(settings, kept=4 + len(experiment.tune.repetitions(0)))
     given, experiment = experiment, with_base(experiment, settings)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as ray:
         reading = pool.submit(data.prepare, experiment)
-        with connect():
-            check_size(experiment, reading.result())
-            return _tune(given, experiment, settings, data, progress, source, resume)
+        ray.enter_context(connect())
+        check_size(experiment, reading.result())
+        return _tune(given, experiment, settings, data, progress, source, resume, ray.close)
 
 
 def _tune(
@@ -93,9 +100,10 @@ def _tune(
     progress: Progress,
     source: str,
     resume: str | None,
+    leave_ray: Callable[[], None],
 ) -> TuneResult:
     from seekray.tuner import outcome, schedulers
-    from seekray.tuner.search import Search
+    from seekray.tuner.search import Search, shown
     from seekray.tuner.table import Table
 
     assert experiment.tune is not None
@@ -104,7 +112,8 @@ def _tune(
     run, prepared = runs.child(search_id), data.prepare(experiment)
     write_start(run, experiment, prepared, resume=resume is not None)
     if resume is None:
-        run.write_json("given.json", outcome.given_by(given) | {"source": source})
+        told = outcome.given_by(given) | {"source": source}
+        run.write_bytes("given.json", json.dumps(told, indent=1).encode())  # in the file's order
     told = run.read_json("given.json")
     log_file = settings.home / "logs" / f"{search_id}.log"
     table = Table(search_id, progress.stream, quiet=progress.quiet)
@@ -124,7 +133,8 @@ def _tune(
                 best = search.best
                 if best is None:
                     raise SeekrayError(f"no trial of {search_id} has a value: {_reasons(search)}")
-                progress.say(f"{reason or 'all trials are done'}; best: trial {best.number}, {search.metric} {best.value:.6g}")
+                told_best = shown({search.metric: best.value, **best.others})
+                progress.say(f"{reason or 'all trials are done'}; best: trial {best.number}, {told_best}")
                 chosen = search.parts(best.values)[0].model_copy(update={"register_as": experiment.register_as})
                 best_run, best_data = runs.child(best.run_id), data.prepare(chosen)
                 checkpoint = Checkpoints(best_run).latest()
@@ -132,8 +142,10 @@ def _tune(
                 child = Tracker(best_run, best.run_id)
                 child.start(chosen.name, chosen.as_json(), {"best": "true"})
                 done = release(chosen, best.run_id, best_run, best_data, checkpoint, child)
-                outcome.leave(search, run, outcome.best_yaml(search, best, told, told.pop("source")), tracker)
+                best_file = outcome.best_yaml(search, best, told, told.pop("source"))
+                outcome.leave(search, run, best.number, best_file, tracker)
                 tracker.finish("finished")
+            leave_ray()  # while the last is sent
             sender.wait()
     return TuneResult(
         search_id=search_id,
@@ -144,6 +156,7 @@ def _tune(
         metric=search.metric,
         sign=1 if search.higher else -1,
         ended_by=reason or "",
+        front=search.front if search.tune.others else [],
         plots=[str(run.local_path / "plots" / name) for name in run.list("plots")] if run.local_path else [],
     )
 
@@ -186,7 +199,8 @@ def _headline(search: Search) -> str:
         else ""
     )
     who = f"{tune.searcher}, {tune.scheduler}{stops}"
-    return f"search {search.search_id}: {tune.trials} trials{went}, {who}; metric: {search.metric}"
+    metrics = ", ".join(name for name, _ in search.goals)
+    return f"search {search.search_id}: {tune.trials} trials{went}, {who}; metric: {metrics}"
 
 
 def _reasons(search: Search) -> str:

@@ -17,6 +17,7 @@ class Entry:
     """One trial. score: the best value of the metric so far, as (epoch, value) at each rung and at the end.
 
     status: running, finished, stopped (behind others, or the search ended) or failed (with its reason).
+    others: the metrics beside the first, where there are several.
     schedule: where the values changed on the way (PBT), (epoch, values) from each change on.
     """
 
@@ -29,6 +30,7 @@ class Entry:
     seconds: float = 0.0
     reason: str = ""
     rungs: list[tuple[int, float]] = field(default_factory=list)
+    others: dict[str, float] = field(default_factory=dict)
     schedule: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
 
     @property
@@ -41,7 +43,7 @@ class Entry:
         return {
             "number": self.number, "run_id": self.run_id, "status": self.status, "value": self.value, "epoch": self.epoch,
             "seconds": round(self.seconds, 3), "reason": self.reason, "values": self.values,
-            **({"schedule": self.schedule} if self.schedule else {}),
+            **({"others": self.others} if self.others else {}), **({"schedule": self.schedule} if self.schedule else {}),
         }  # fmt: skip
 
 
@@ -73,11 +75,6 @@ class Journal:
         if len(self._lines) > self._saved:
             self._saved = len(self._lines)
             self._run.write_bytes(NAME, "".join(f"{line}\n" for line in self._lines).encode())
-
-    def write(self, entry: Entry) -> None:
-        """Note and save."""
-        self.note(entry)
-        self.save()
 
     @property
     def ended(self) -> list[Entry]:

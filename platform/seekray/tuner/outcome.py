@@ -25,16 +25,23 @@ def best_yaml(search: Search, best: Entry, given: Mapping[str, Any], source: str
     comments = {key: f"trial {best.number} of {search.search_id}: {_how(search, key)}" for key in best.values}
     others = dict(search.tune.repetitions(search.experiment.training.seed)[0])
     comments |= dict.fromkeys(others, "tune.repeat: of the first repetition, whose model was kept")
-    if search.tune.metric:
-        others["training.metric"], comments["training.metric"] = search.tune.metric, "tune.metric"
+    if search.tune.first:
+        others["training.metric"], comments["training.metric"] = search.tune.first, "tune.metric"
     head = (
         f"The best of {len(search.journal.ended)} trials of {search.search_id}: trial {best.number}, "
-        f"validation {search.metric} {best.value:.6g}.\nValues without a comment are those of {source}."
+        f"validation {search.metric} {best.value:.6g}{_beside(search, best)}.\nValues without a comment are those of {source}."
     )
     if best.schedule:
         steps = "\n".join(f"  from epoch {epoch}: {json.dumps(values)}" for epoch, values in best.schedule)
         head += f"\nIts values changed on the way (pbt); below are the last ones:\n{steps}"
     return dump(found, {**best.values, **others}, comments, head)
+
+
+def _beside(search: Search, best: Entry) -> str:
+    if not best.others:
+        return ""
+    share = f"the best in {next(iter(best.others))} of those within {search.tune.tolerance:.3g} of the best {search.metric}"
+    return "".join(f", {name} {value:.6g}" for name, value in best.others.items()) + f":\n{share}"
 
 
 def _how(search: Search, key: str) -> str:
@@ -43,7 +50,7 @@ def _how(search: Search, key: str) -> str:
     return f"{search.tune.searcher} over {parameter.kind} {json.dumps(what)}"
 
 
-def leave(search: Search, run: Storage, best_file: str, tracker: Tracker) -> None:
+def leave(search: Search, run: Storage, best: int, best_file: str, tracker: Tracker) -> None:
     """Write the results into the search's run, and tell MLflow of them."""
     from seekray import plots_search as plots
     from seekray.tuner.importance import importances
@@ -62,6 +69,8 @@ def leave(search: Search, run: Storage, best_file: str, tracker: Tracker) -> Non
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         plots.history(trials, search.metric, search.higher, folder / "history.png")
+        if search.tune.others:
+            plots.front(trials, search.goals[:2], search.front, best, folder / "front.png")
         plots.parallel(trials, logarithmic, search.metric, search.higher, folder / "parallel.png")
         if found:
             plots.importances(found, folder / "importances.png")

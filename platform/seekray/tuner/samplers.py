@@ -9,17 +9,21 @@ from typing import Any, Protocol
 from seekray.search_space import Parameter, Tune
 from seekray.tuner.journal import Entry
 
+Scores = tuple[float, ...]
+
 
 class Sampler(Protocol):
-    """Values trial by trial."""
+    """Values trial by trial. learns: what is tried next depends on what became of the trials before."""
+
+    learns: bool
 
     def ask(self, number: int) -> dict[str, Any] | None:
         """The values of a new trial, by the fields' dotted names; None where there are no more."""
 
-    def tell(self, entry: Entry, score: float | None) -> None:
-        """A trial that `ask` made has ended; the score is higher for better, None where it failed."""
+    def tell(self, entry: Entry, scores: Scores | None) -> None:
+        """A trial that `ask` made has ended; scores: one a metric, higher for better, None where it failed."""
 
-    def again(self, entry: Entry, score: float | None) -> None:
+    def again(self, entry: Entry, scores: Scores | None) -> None:
         """A trial of an earlier process; it is told of again where it goes on."""
 
 
@@ -27,13 +31,19 @@ def sampler(tune: Tune, others: Mapping[str, Any]) -> Sampler:
     """The one that the experiment names. others: values of the fields that conditions look at and nobody searches."""
     if tune.searcher == "random":
         return Random(tune, others)
+    if tune.searcher == "bohb":
+        from seekray.tuner.bohb import Bohb
+
+        return Bohb(tune, others)
     return Grid(tune, others) if tune.searcher == "grid" else Optuna(tune, others)
 
 
 class _Forgetful:
     """Does not learn."""
 
-    def tell(self, entry: Entry, score: float | None) -> None:
+    learns = False
+
+    def tell(self, entry: Entry, scores: Scores | None) -> None:
         """Nothing."""
 
     again = tell
@@ -66,11 +76,13 @@ class Grid(_Forgetful):
 
 
 class Optuna:
-    """Optuna's samplers, asked and told by hand: TPE (Bergstra et al. 2011) or CMA-ES.
+    """Optuna's samplers, asked and told by hand: TPE (Bergstra et al. 2011; of several metrics Ozaki et al. 2022) or CMA-ES.
 
     Trials that run meanwhile count as bad ones (constant liar), so that two at a time do not try the same. A trial that was
     stopped is told with its values at the rungs.
     """
+
+    learns = True
 
     def __init__(self, tune: Tune, others: Mapping[str, Any]) -> None:
         import optuna
@@ -81,7 +93,8 @@ class Optuna:
             made: Any = optuna.samplers.CmaEsSampler(seed=tune.seed)
         else:
             made = optuna.samplers.TPESampler(seed=tune.seed, constant_liar=True)
-        self.study = optuna.create_study(direction="maximize", sampler=made)
+        directions = [optuna.study.StudyDirection.MAXIMIZE] * (1 + len(tune.others))
+        self.study = optuna.create_study(directions=directions, sampler=made)
         self._trials: dict[int, Any] = {}
 
     def ask(self, number: int) -> dict[str, Any] | None:
@@ -92,24 +105,28 @@ class Optuna:
                 found[key] = _suggest(trial, key, parameter)
         return found
 
-    def tell(self, entry: Entry, score: float | None) -> None:
+    def tell(self, entry: Entry, scores: Scores | None) -> None:
         from optuna.trial import TrialState
 
         trial = self._trials.pop(entry.number)
-        if score is None:
+        if scores is None:
             self.study.tell(trial, state=TrialState.FAIL)
             return
+        if len(scores) > 1:  # Optuna knows no stopped trials then; what this one is, it is at these values
+            self.study.tell(trial, list(scores))
+            return
+        (score,) = scores
         sign = score / entry.value if entry.value else 1.0
         for epoch, value in entry.rungs:
             trial.report(sign * value, epoch)
         stopped = entry.status == "stopped"
         self.study.tell(trial, None if stopped else score, TrialState.PRUNED if stopped else None)
 
-    def again(self, entry: Entry, score: float | None) -> None:
+    def again(self, entry: Entry, scores: Scores | None) -> None:
         self.study.enqueue_trial({k: _inside(self._tune.space[k], v) for k, v in entry.values.items()})
         self.ask(entry.number)
         if entry.ended:
-            self.tell(entry, score)
+            self.tell(entry, scores)
 
 
 def _suggest(trial: Any, key: str, parameter: Parameter) -> Any:

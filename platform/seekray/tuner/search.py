@@ -5,28 +5,38 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ray.tune import Callback
 from ray.tune.experiment import Trial
 
+from seekray.bundle import sample_rows
 from seekray.config import Experiment
-from seekray.errors import SeekrayError, UserError
+from seekray.data.prepared import Prepared
+from seekray.errors import ConfigError, SeekrayError, UserError
 from seekray.experiment_file import value_of, with_values
+from seekray.metrics import higher_is_better
+from seekray.models import get_family
+from seekray.search_space import MEASURED
 from seekray.session import points
 from seekray.storage import Storage
-from seekray.tracking.spool import Tracker
+from seekray.tracking.events import Start
+from seekray.tracking.spool import Tracker, start_of
 from seekray.train_state import objective
 from seekray.trainer import check_size, code_tags, run_tags, write_start
+from seekray.tuner import objectives
 from seekray.tuner.data import Datasets
 from seekray.tuner.journal import Entry, Journal
-from seekray.tuner.samplers import sampler
+from seekray.tuner.samplers import Scores, sampler
 from seekray.tuner.table import Table
 
 FIRST = 5  # trials that all fail end a search
+WRITE_AFTER = 0.005  # seconds; by then the next trial is on its way
 
 
 class Search(Callback):  # type: ignore[misc]
@@ -48,26 +58,35 @@ class Search(Callback):  # type: ignore[misc]
         assert experiment.tune is not None
         self.experiment, self.tune, self.search_id = experiment, experiment.tune, search_id
         # What all trials share. The metric of the search picks each trial's best weights too.
-        plain = with_values(experiment, {"training.metric": self.tune.metric or experiment.training.metric})
+        plain = with_values(experiment, {"training.metric": self.tune.first or experiment.training.metric})
         self._plain = plain.model_copy(update={"register_as": None})
         self._runs, self._data, self._tracker, self.table = runs, data, tracker, table
         self.rungs: list[int] = []
         self.metric, self.higher = objective(plain)
+        self.goals = [(self.metric, self.higher), *((name, self._rises(name)) for name in self.tune.others)]
+        if "latency" in self.tune.others and not data.prepare(experiment).schema.targets:
+            raise ConfigError(
+                "tune.metric: latency is that of a prediction, which this family does not make", field="tune.metric"
+            )
         self.journal = Journal(runs.child(search_id))
         others = {k for p in self.tune.space.values() for k in p.when} - self.tune.space.keys()
         self._sampler = sampler(self.tune, {k: value_of(experiment, k) for k in others})
         self._waiting: list[Entry] = []
         self._code = code_tags()
-        # What is written of a trial that ended waits until the next one runs.
-        self._due: list[Callable[[], None]] = []
-        self._later: list[Callable[[], None]] = []
+        self._begun: dict[int, tuple[Experiment, Prepared, Start]] = {}
+        self._ready: tuple[Entry, dict[str, Any]] | None = None
+        # Files are written beside, in order, and a moment later: no trial waits for a disk, or for the lock of this process.
+        self._writer, self._writing = ThreadPoolExecutor(1, thread_name_prefix="search"), list[Future[None]]()
         self._began = time.monotonic()
         self._spent = sum(e.seconds for e in self.journal.trials.values())
         self._since: dict[int, float] = {}
         self._known: dict[int, Trial] = {}
         self.room: Callable[[], bool] = lambda: True
+        begun = {entry.run_id for entry in self.journal.trials.values()}
+        for run_id in [n for n in runs.list() if n.startswith(f"{search_id}-t") and n not in begun]:
+            runs.delete(run_id)  # begun in the moment in which the search died: its number is given again
         for entry in sorted(self.journal.trials.values(), key=lambda e: e.number):
-            self._sampler.again(entry, self.score(entry))
+            self._sampler.again(entry, self.scores(entry))
             if not entry.ended:
                 self._waiting.append(entry)
 
@@ -77,11 +96,30 @@ class Search(Callback):  # type: ignore[misc]
         """Higher for better; None where a trial has no value."""
         return None if entry.value is None or entry.status == "failed" else entry.value if self.higher else -entry.value
 
+    def scores(self, entry: Entry) -> Scores | None:
+        """One a metric, higher for better; None where a trial has no value."""
+        first = self.score(entry)
+        if first is None or not entry.others.keys() >= set(self.tune.others):
+            return None
+        return (first, *(entry.others[name] * (1 if higher else -1) for name, higher in self.goals[1:]))
+
+    def _rises(self, name: str) -> bool:
+        known, higher = get_family(self.experiment.family).objective(self.experiment.task)
+        return higher if name == known else name not in MEASURED and higher_is_better(name)
+
+    def _scored(self) -> dict[int, Scores]:
+        return {e.number: scores for e in self.journal.trials.values() if (scores := self.scores(e)) is not None}
+
     @property
     def best(self) -> Entry | None:
         """The best trial so far; the first of equals."""
-        scored = [(score, e) for e in self.journal.trials.values() if (score := self.score(e)) is not None]
-        return max(scored, key=lambda pair: (pair[0], -pair[1].number))[1] if scored else None
+        number = objectives.best(self._scored(), self.tune.tolerance)
+        return None if number is None else self.journal.trials[number]
+
+    @property
+    def front(self) -> list[int]:
+        """Trials that none beats in all metrics, by number; of one metric the best."""
+        return objectives.front(self._scored())
 
     @property
     def running(self) -> list[Entry]:
@@ -100,7 +138,8 @@ class Search(Callback):  # type: ignore[misc]
             return f"the time is over ({self.tune.time:g} s)"
         if best is not None and best.value is not None and self._on_target(best.value):
             return f"the target is reached ({self.metric} {best.value:.4g})"
-        later = [e for e in ended if best is not None and e.number > best.number]
+        newest = max(self.front, default=math.inf) if self.tune.others or best is None else best.number
+        later = [e for e in ended if e.number > newest]
         if self.tune.plateau is not None and len(later) >= self.tune.plateau:
             return f"{len(later)} trials in a row brought nothing better"
         return None
@@ -110,22 +149,36 @@ class Search(Callback):  # type: ignore[misc]
         return target is not None and (value >= target if self.higher else value <= target)
 
     def next(self) -> dict[str, Any] | None:
-        """Settings of the next trial, None where there is no room for one; StopIteration at the end."""
+        """Settings of the next trial, None where there is no room for one; StopIteration at the end.
+
+        A trial whose values do not depend on those that run is made ready before there is room for it.
+        """
+        if self._waiting:
+            entry = self._waiting.pop(0)
+            run, (experiment, *_) = self._runs.child(entry.run_id), self.parts(entry.values)
+            # The data may have changed meanwhile: told at once.
+            write_start(run, experiment, self._data.prepare(experiment), resume=run.exists("run.json"))
+            return self._settings(entry)
+        if self._ready is None and (self.room() or not self._sampler.learns):
+            self._ready = self._made()
+        if self._ready is None or not self.room():
+            return None
+        (entry, settings), self._ready = self._ready, None
+        self.journal.note(entry)
+        self._write(self.journal.save)
+        self._write(functools.partial(self._write_start, entry))
+        return settings
+
+    def _made(self) -> tuple[Entry, dict[str, Any]]:
+        """A new trial that can run; those that cannot have failed."""
         while True:
-            if self._waiting:
-                return self._settings(self._waiting.pop(0))
             number = max(self.journal.trials, default=-1) + 1
-            if number >= self.tune.trials:
-                raise StopIteration
-            if not self.room():
-                return None
-            values = self._sampler.ask(number)
+            values = self._sampler.ask(number) if number < self.tune.trials else None
             if values is None:
                 raise StopIteration
             entry = Entry(number, f"{self.search_id}-t{number:03d}", values)
             try:
-                self.journal.write(entry)
-                return self._settings(entry)
+                return entry, self._settings(entry)
             except UserError as error:  # an impossible combination
                 self._end(entry, "failed", error.message)
                 if self.enough():
@@ -133,16 +186,22 @@ class Search(Callback):  # type: ignore[misc]
 
     def _settings(self, entry: Entry) -> dict[str, Any]:
         experiments = self.parts(entry.values)
-        ready = self._data.ready(experiments[0])
-        check_size(experiments[0], ready.prepared)
-        run = self._runs.child(entry.run_id)
-        write_start(run, experiments[0], ready.prepared, resume=run.exists("run.json"))
-        tags = run_tags(experiments[0], ready.prepared, self._code) | {"parent": self.search_id, "trial": str(entry.number)}
-        Tracker(run, entry.run_id).start(experiments[0].name, experiments[0].as_json(), tags)
+        prepared = self._data.ready(experiments[0]).prepared
+        check_size(experiments[0], prepared)
+        parts = self._told(experiments)
+        tags = run_tags(experiments[0], prepared, self._code) | {"parent": self.search_id, "trial": str(entry.number)}
+        start = start_of(entry.run_id, experiments[0].name, parts[0]["experiment"], tags)
+        self._begun[entry.number] = experiments[0], prepared, start
         return {
-            "number": entry.number, "run_id": entry.run_id, "search_id": self.search_id, "run": run.uri,
-            "values": entry.values, "parts": self._told(experiments), "rungs": self.rungs,
+            "number": entry.number, "run_id": entry.run_id, "search_id": self.search_id,
+            "run": self._runs.child(entry.run_id).uri, "start": start | {"params": {}},  # they are in parts
+            "values": entry.values, "parts": parts, "rungs": self.rungs, "others": self.tune.others,
+            "row": _row(prepared) if "latency" in self.tune.others else None,
         }  # fmt: skip
+
+    def _write_start(self, entry: Entry) -> None:
+        experiment, prepared, _ = self._begun[entry.number]
+        write_start(self._runs.child(entry.run_id), experiment, prepared, resume=False)
 
     def _told(self, experiments: list[Experiment]) -> list[dict[str, Any]]:
         return [{"experiment": e.as_json(), "data": self._data.ready(e).shared} for e in experiments]
@@ -175,12 +234,12 @@ class Search(Callback):  # type: ignore[misc]
         entry = self._entry(trial)
         entry.epoch, entry.seconds = result["epoch"], time.monotonic() - self._since[entry.number]
         if result.get("score") is not None:
-            entry.value = result["score"] if self.higher else -result["score"]
+            entry.value, entry.others = result["score"] if self.higher else -result["score"], result["others"]
             if not entry.rungs or entry.rungs[-1][0] < entry.epoch:
                 entry.rungs.append((entry.epoch, entry.value))
         if not result["done"]:
             self.journal.note(entry)
-            self._later.append(self.journal.save)
+            self._write(self.journal.save)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         entry, last = self._entry(trial), trial.last_result
@@ -198,15 +257,21 @@ class Search(Callback):  # type: ignore[misc]
         self._end(self._entry(trial), "failed", f"its process died: {text[:300]}")
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        self.catch_up(self._due)
-        self._due, self._later = self._later, []
+        while self._writing and self._writing[0].done():
+            self._writing.pop(0).result()
         self.table.draw(self)
 
-    def catch_up(self, tasks: list[Callable[[], None]] | None = None) -> None:
-        """Write what waits; all of it where nothing is said."""
-        for waiting in (self._due, self._later) if tasks is None else (tasks,):
-            while waiting:
-                waiting.pop(0)()
+    def _write(self, task: Callable[[], None]) -> None:
+        def write(due: float = time.monotonic() + WRITE_AFTER) -> None:
+            time.sleep(max(0.0, due - time.monotonic()))
+            task()
+
+        self._writing.append(self._writer.submit(write))
+
+    def catch_up(self) -> None:
+        """Wait until all is written. Raises what went wrong."""
+        while self._writing:
+            self._writing.pop(0).result()
 
     def _entry(self, trial: Trial) -> Entry:
         return self.journal.trials[trial.config["number"]]
@@ -214,28 +279,31 @@ class Search(Callback):  # type: ignore[misc]
     def _end(self, entry: Entry, status: str, reason: str = "") -> None:
         entry.status, entry.reason = status, reason
         if status == "failed":
-            entry.value = None
-        self._sampler.tell(entry, self.score(entry))
+            entry.value, entry.others = None, {}
+        self._sampler.tell(entry, self.scores(entry))
         self.journal.note(entry)
-        self._later.append(functools.partial(self._write_end, entry, self.best, len(self.journal.ended)))
+        self._write(functools.partial(self._write_end, entry, self.best, len(self.journal.ended)))
+        self.table.event(self._line(entry, self.best is entry))
 
     def _write_end(self, entry: Entry, best: Entry | None, count: int) -> None:
         status, reason = entry.status, entry.reason
         self.journal.save()
         run = self._runs.child(entry.run_id)
         if run.exists("run.json"):
-            tracker = Tracker(run, entry.run_id)
+            tracker = Tracker(run, entry.run_id, self._begun.pop(entry.number)[2])
             if entry.value is not None:
-                tracker.points(points({f"trial_{self.metric}": entry.value}, entry.epoch))
+                found = {self.metric: entry.value, **entry.others}
+                tracker.points(points({f"trial_{name}": value for name, value in found.items()}, entry.epoch))
             tracker.tags({"trial_status": status, "trial_reason": reason} if reason else {"trial_status": status})
             tracker.finish("failed" if status == "failed" else "finished", reason)
         if best is not None and best.value is not None:
-            told = {f"best_{self.metric}": best.value, "trials_ended": float(count)}
+            told = {f"best_{name}": value for name, value in {self.metric: best.value, **best.others}.items()}
+            told["trials_ended"] = float(count)
             self._tracker.points(points(told, count))
-        self.table.event(self._line(entry, best is entry))
 
     def _line(self, entry: Entry, best: bool) -> str:
-        value = "" if entry.value is None else f" {self.metric} {entry.value:.4g} after {entry.epoch} epochs"
+        found = {} if entry.value is None else {self.metric: entry.value, **entry.others}
+        value = f" {shown(found)} after {entry.epoch} epochs" if found else ""
         reason = f" ({entry.reason})" if entry.reason else ""
         return f"trial {entry.number}: {entry.status}{value}{reason}{', the best so far' if best else ''}"
 
@@ -247,6 +315,12 @@ class Search(Callback):  # type: ignore[misc]
             else:
                 self._end(entry, "stopped", reason)
         self.catch_up()
+
+
+def _row(prepared: Prepared) -> dict[str, Any]:
+    """A row as a request has it."""
+    names = [feature.name for feature in prepared.schema.features]
+    return sample_rows(prepared.held_out.slice(0, 1).to_pylist(), names)[0]
 
 
 def shown(values: dict[str, Any]) -> str:

@@ -60,18 +60,21 @@ class Table:
 
         made = RichTable(box=None, pad_edge=False)
         keys = list(search.tune.space)
-        for name in ("trial", "status", "epoch", search.metric, *keys):
+        others = search.tune.others
+        for name in ("trial", "status", "epoch", search.metric, *others, *keys):
             made.add_column(name, overflow="fold")
         scored = [e for e in search.journal.ended if search.score(e) is not None]
-        best = sorted(scored, key=lambda e: (-(search.score(e) or 0.0), e.number))[:SHOWN]
+        front = search.front if others else []
+        best = sorted(scored, key=lambda e: (e.number not in front, -(search.score(e) or 0.0), e.number))[:SHOWN]
         for entry in [*search.running, *best]:
             at = self._at.get(entry.number, {}) if not entry.ended else {}
             value = at.get(f"validation_{search.metric}", entry.value)
+            mark = "*" if entry.number in front else ""
             made.add_row(
-                str(entry.number), entry.status, f"{at['epoch']}/{at['epochs']}" if at else str(entry.epoch), cell(value),
-                *(cell(entry.values.get(k)) for k in keys),
+                f"{entry.number}{mark}", entry.status, f"{at['epoch']}/{at['epochs']}" if at else str(entry.epoch), cell(value),
+                *(cell(entry.others.get(k)) for k in others), *(cell(entry.values.get(k)) for k in keys),
             )  # fmt: skip
-        return Group(Text(self.headline(search)), made)
+        return Group(Text(self.headline(search)), made, *([Text("* none beats it in all metrics")] if front else []))
 
     def headline(self, search: Search) -> str:
         """`12 of 32 done, 1 failed, 2 running, best loss 0.21 (trial 5), ETA 0:43`."""

@@ -20,6 +20,7 @@ from seekray.progress import Progress
 from seekray.session import Point, Session
 from seekray.storage import Storage
 from seekray.tracking.spool import Tracker
+from seekray.tuner.objectives import measured
 
 
 class TrialSession(Session):
@@ -35,7 +36,9 @@ class _Ears:
     def __init__(self, settings: Mapping[str, Any], number: int) -> None:
         self._number = settings["number"]
         self._mailbox = Mailbox(f"{settings['search_id']}/{self._number}")
-        self._tracker = Tracker(Storage(settings["run"]), settings["run_id"]) if number == 0 else None
+        run = Storage(settings["run"])
+        start = settings["start"] | {"params": settings["parts"][0]["experiment"]}
+        self._tracker = Tracker(run, settings["run_id"], start) if number == 0 else None
 
     def points(self, new: Sequence[Point]) -> None:
         if self._tracker is not None:
@@ -63,13 +66,23 @@ class _Part:
         told = settings["parts"][number]
         self.experiment = Experiment.model_validate(told["experiment"])
         self.run = part_of(Storage(settings["run"]), number)
-        self.run.write_json("experiment.json", told["experiment"])
+        if number > 0 or self.experiment.resources.span[1] > 1:  # else the search writes it, and nobody here waits for it
+            self.run.write_json("experiment.json", told["experiment"])
         self._run_id = settings["run_id"] if number == 0 else f"{settings['run_id']}-r{number}"
         self._data, self.ears = told["data"], _Ears(settings, number)
         self._before = before or Checkpoints(self.run).latest()
         nowhere: dict[str, Any] = {"score": None, "epoch": 0, "finished": False}
         self.at = _at(self._before.state) if self._before else nowhere
         self._pulses: Iterator[loop.Pulse] | None = None
+
+    def measured(self, names: Sequence[str], row: Mapping[str, Any] | None) -> dict[str, float]:
+        """What the search looks at beside the score, of the best weights so far."""
+        if not names:
+            return {}
+        schema, _ = ray_train.shared(self.experiment, ray.get(self._data))
+        checkpoint = Checkpoints(self.run).latest()
+        assert checkpoint is not None
+        return measured(names, self.experiment, schema, checkpoint, row)
 
     def to(self, epoch: int | None) -> None:
         """Train to the end of an epoch, or of all, and leave a checkpoint."""
@@ -113,8 +126,9 @@ class LoopTrial(Trainable):  # type: ignore[misc]
     A step leaves a checkpoint before it answers, so that whatever Tune decides then (stop, pause, go on elsewhere), nothing
     that it was told of is lost. What fails is answered too, not raised: the actor stays, and no other try would help. The
     score of a trial with repetitions is their mean; they go from rung to rung together.
-    settings: number, search_id, run_id, run (URI), values, rungs (epochs), parts ({experiment, data} of each repetition, the
-    data as `ray_train.share` gives it).
+    settings: number, search_id, run_id, run (URI), start (the run's first event, without params), values, rungs (epochs),
+    parts ({experiment, data} of each repetition, the data as `ray_train.share` gives it), others (metrics beside the score),
+    row (a row as a request has it, for a latency).
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -128,6 +142,11 @@ class LoopTrial(Trainable):  # type: ignore[misc]
         self._settings, self._parts = new_config, list[_Part]()
         self._from: Mapping[str, Any] | None = None
         return True
+
+    def turn(self, settings: dict[str, Any], method: str, *given: Any) -> Any:
+        """To the next trial, and its first step (`train`) or `restore`."""
+        self.reset(settings)
+        return getattr(self, method)(*given)
 
     def save(self, checkpoint_dir: str | None = None) -> _TrainingResult:
         """Where the last step left its checkpoints. Tune's own way would copy and pickle them."""
@@ -159,8 +178,12 @@ class LoopTrial(Trainable):  # type: ignore[misc]
         scores, finished = [part.at["score"] for part in self._parts], all(part.at["finished"] for part in self._parts)
         if None in scores:
             raise SeekrayError("the metric was never a number on the validation rows")
+        found = [part.measured(self._settings["others"], self._settings["row"]) for part in self._parts]
+        others = {name: sum(one[name] for one in found) / len(found) for name in self._settings["others"]}
         epoch = max(part.at["epoch"] for part in self._parts)
-        return {"score": sum(scores) / len(scores), "epoch": epoch, "done": finished, "finished": finished}
+        return {
+            "score": sum(scores) / len(scores), "others": others, "epoch": epoch, "done": finished, "finished": finished,
+        }  # fmt: skip
 
     def _taken(self, number: int) -> Checkpoint | None:
         """Another trial's checkpoint that becomes this one's, whose own lineage ends; None to go on with one's own."""
