@@ -8,7 +8,8 @@ is written of a trial is written while the next one trains; values that depend o
 
 search: `seekray tune` over digits with trials of about so many seconds, TPE, without a scheduler, beside `optuna` in two plain
 processes that share a journal file and train the same with the same loop; wall time from the first trial's start to the last
-one's end, and from the start of the command to its end.
+one's end, and from the start of the command to its end. Trainers: the same training where each trial is a `TorchTrainer` of one
+worker, started by a plain Tune function, two at a time; seconds a trial, as those of the search from its first trial's start.
 """
 
 from __future__ import annotations
@@ -28,17 +29,29 @@ from typing import Any
 from unittest import mock
 
 import ray
+import ray.train
+import torch
 from ray import tune as ray_tune
+from ray.train.torch import TorchTrainer
 
-from seekray import loop, tuner
-from seekray.experiment_file import load, validate
+from benchmarks.in_process import Silent
+from seekray import loop, ray_train, tuner
+from seekray.checkpoint import Checkpoints
+from seekray.experiment_file import load, validate, with_values
 from seekray.log import configure
+from seekray.session import LocalSession
 from seekray.settings import settings
 from seekray.storage import Storage
+from seekray.tracking.spool import Spool
 from seekray.tuner import trial
 from seekray.tuner.journal import Journal
 
-TARGETS = {"gap / plain function": 0.5, "search / optuna": 1.25, "search with start-up / optuna": 1.5}
+TARGETS = {
+    "gap / plain function": "≤ 0.5",
+    "search / optuna": "≤ 1.25",
+    "search with start-up / optuna": "≤ 1.5",
+    "one TorchTrainer a trial / search": "≥ 5",
+}
 CALIBRATED = 200  # epochs of the run that says how long an epoch is
 
 
@@ -174,7 +187,7 @@ def alone(epochs: int, trials: int, folder: Path) -> tuple[float, float]:
 
 
 def searched(epochs: int, trials: int, folder: Path) -> tuple[float, float]:
-    """The same of `seekray tune`: a trial's start is when it is written in the journal."""
+    """The same of `seekray tune`: from when the first trial's folder is written to when the last one's end is told."""
     folder.mkdir()
     (folder / "e.yaml").write_text(json.dumps(experiment(epochs, trials).as_json()))
     load(folder / "e.yaml")
@@ -189,13 +202,43 @@ def searched(epochs: int, trials: int, folder: Path) -> tuple[float, float]:
     runs = Storage(str(folder / "home" / "storage" / "runs"))
     (search_id,) = [r for r in runs.list() if "-t0" not in r]
     entries = Journal(runs.child(search_id)).trials.values()
-    starts, ends = [], []
-    for entry in entries:
-        spool = Path(runs.path(f"{entry.run_id}/spool"))
-        starts.append((spool / "00000001.json").stat().st_mtime)
-        ends.append(max(f.stat().st_mtime for f in spool.glob("0*.json")))
-    last = sorted(ends)[-2] if len(ends) > 1 else ends[0]  # the best one's spool is written at the very end too
-    return last - min(starts), seconds
+    first = min(Path(runs.path(f"{entry.run_id}/run.json")).stat().st_mtime for entry in entries)
+    told = [p for e in Spool(runs.child(search_id)).events() if e["kind"] == "points" for p in e["points"]]
+    last = max(point["time_ms"] for point in told if point["key"] == "trials_ended") / 1000
+    return last - first, seconds
+
+
+def nested(epochs: int, trials: int, folder: Path) -> float:
+    """Seconds a trial where each is a `TorchTrainer` of one worker that trains the same, two trials at a time."""
+    given = experiment(epochs, trials)
+    shared = ray_train.share(given.prepare())
+
+    def worker(values: dict[str, Any]) -> None:
+        torch.set_num_threads(1)
+        made = with_values(given, values)
+        schema, data = ray_train.shared(made, ray.get(shared))
+        run = Storage(f"{folder}/{ray.train.get_context().get_experiment_name()}")
+        loop.run(made, LocalSession(made.training, run, listener=Silent()), schema, data["train"], data["validation"])
+        best = Checkpoints(run).latest()
+        assert best is not None
+        ray.train.report({"score": best.state["best_value"]})
+
+    def function(values: dict[str, Any]) -> None:
+        name = f"trial-{ray_tune.get_context().get_trial_id()}"
+        where = ray.train.RunConfig(name=name, storage_path=f"{folder}/results")
+        scaling = ray.train.ScalingConfig(num_workers=1)
+        done = TorchTrainer(worker, train_loop_config=values, scaling_config=scaling, run_config=where).fit()
+        assert done.metrics is not None
+        ray_tune.report(done.metrics)
+
+    began = time.time()
+    ray_tune.Tuner(
+        ray_tune.with_resources(function, ray_tune.PlacementGroupFactory([{"memory": 2**20}])),  # the worker has the CPU
+        param_space={"training.lr": ray_tune.loguniform(1e-4, 1e-1), "model.dropout": ray_tune.uniform(0, 0.5)},
+        tune_config=ray_tune.TuneConfig(num_samples=trials, max_concurrent_trials=2, reuse_actors=True),
+        run_config=ray_tune.RunConfig(storage_path=f"{folder}/tune", verbose=0),
+    ).fit()
+    return (time.time() - began) / trials
 
 
 def main() -> None:
@@ -204,6 +247,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--gaps", type=int, default=12)
+    parser.add_argument("--trainers", type=int, default=4, help="trials of a TorchTrainer each")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     configure()
@@ -214,17 +258,25 @@ def main() -> None:
             ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
             found |= gaps(given.gaps)
             ray.shutdown()
-        if given.trials:
+        epochs = 0
+        if given.trials or given.trainers:
             one, _ = alone(CALIBRATED, 1, Path(temporary) / "calibrate")
             epochs = max(1, round(CALIBRATED * given.seconds / one))
+        if given.trainers:
+            ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+            found["trainer_s_a_trial"] = nested(epochs, given.trainers, Path(temporary) / "nested")
+            ray.shutdown()
+        if given.trials:
             plain, plain_all = alone(epochs, given.trials, Path(temporary) / "alone")
             ours, ours_all = searched(epochs, given.trials, Path(temporary) / "searched")
             found |= {
                 "epochs": epochs, "optuna_s": plain, "search_s": ours, "search / optuna": ours / plain,
                 "optuna_all_s": plain_all, "search_all_s": ours_all, "search with start-up / optuna": ours_all / plain,
             }  # fmt: skip
+            if given.trainers:
+                found["one TorchTrainer a trial / search"] = found["trainer_s_a_trial"] / (ours / given.trials)
     for name, value in found.items():
-        target = f"  (target: at most {TARGETS[name]})" if name in TARGETS else ""
+        target = f"  (target: {TARGETS[name]})" if name in TARGETS else ""
         print(f"{name:32} {value:.3f}{target}", file=sys.stderr)
     if given.json:
         print(json.dumps(found, indent=1))

@@ -261,6 +261,19 @@ def test_a_search_may_end_early_and_over_the_data(tmp_path: Path, untracked: Non
     assert [t["values"] for t in plateau.trials] == [{"data.exclude": []}, {"data.exclude": ["a"]}]
 
 
+def test_a_search_may_end_by_its_time_or_on_a_plateau(tmp_path: Path, untracked: None) -> None:
+    space = {"training.lr": {"loguniform": [1e-4, 1e-1]}, "model.dropout": {"uniform": [0, 0.5]}}
+    given = searched(tmp_path, searcher="cmaes", scheduler="none", trials=1000, space=space, time="2s")
+    done = tuner.tune(given, settings())
+    assert done.ended_by == "the time is over (2 s)"
+    assert len(done.trials) < 1000
+    assert all(t["reason"] in ("", done.ended_by, f"{done.ended_by}, before its first rung") for t in done.trials)
+    given = searched(tmp_path, searcher="random", scheduler="none", trials=1000, space=space, plateau=2)
+    done = tuner.tune(given, settings())
+    assert done.ended_by == "2 trials in a row brought nothing better"
+    assert sum(t["number"] > done.best["number"] and t["status"] == "finished" for t in done.trials) >= 2
+
+
 def test_an_experiment_without_a_search_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tune: is missing"):
         tuner.tune(experiment(write_table(tmp_path / "table.csv")), settings())
