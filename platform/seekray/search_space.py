@@ -165,7 +165,7 @@ class Tune(Options):
     seed: int = Field(0, ge=0, description="of the searcher; the trials' own is training.seed")
     repeat: Repeat | None = Field(None, description="train each trial several times; it still counts as one")
     concurrency: int | None = Field(None, ge=1, description="trials at a time; null: as many as there is room for")
-    time: Duration | None = Field(None, description="no trial is begun after so long (90s, 30m, 2h), and those that run stop")
+    time: Duration | None = Field(None, description="after so long (90s, 30m, 2h) from the first trial's start the search ends")
     target: float | None = Field(None, description="stop when the metric is as good as this")
     plateau: int | None = Field(None, ge=1, description="stop when so many trials in a row brought nothing better")
     space: dict[str, Parameter] = Field(

@@ -263,9 +263,9 @@ def test_a_search_may_end_early_and_over_the_data(tmp_path: Path, untracked: Non
 
 def test_a_search_may_end_by_its_time_or_on_a_plateau(tmp_path: Path, untracked: None) -> None:
     space = {"training.lr": {"loguniform": [1e-4, 1e-1]}, "model.dropout": {"uniform": [0, 0.5]}}
-    given = searched(tmp_path, searcher="cmaes", scheduler="none", trials=1000, space=space, time="2s")
+    given = searched(tmp_path, searcher="cmaes", scheduler="none", trials=1000, space=space, time="4s")
     done = tuner.tune(given, settings())
-    assert done.ended_by == "the time is over (2 s)"
+    assert done.ended_by == "the time is over (4 s)"
     assert len(done.trials) < 1000
     assert all(t["reason"] in ("", done.ended_by, f"{done.ended_by}, before its first rung") for t in done.trials)
     given = searched(tmp_path, searcher="random", scheduler="none", trials=1000, space=space, plateau=2)

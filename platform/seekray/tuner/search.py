@@ -77,7 +77,7 @@ class Search(Callback):  # type: ignore[misc]
         self._ready: tuple[Entry, dict[str, Any]] | None = None
         # Files are written beside, in order, and a moment later: no trial waits for a disk, or for the lock of this process.
         self._writer, self._writing = ThreadPoolExecutor(1, thread_name_prefix="search"), list[Future[None]]()
-        self._began = time.monotonic()
+        self._began: float | None = None  # the first trial's start: a cluster may need its time before
         self._spent = sum(e.seconds for e in self.journal.trials.values())
         self._since: dict[int, float] = {}
         self._known: dict[int, Trial] = {}
@@ -134,7 +134,7 @@ class Search(Callback):  # type: ignore[misc]
             reasons = "\n".join(dict.fromkeys(f"  trial {e.number}: {e.reason}" for e in ended[:FIRST]))
             raise SeekrayError(f"the first {len(ended)} trials all failed; the search is stopped:\n{reasons}")
         best = self.best
-        if self.tune.time is not None and time.monotonic() - self._began >= self.tune.time:
+        if self.tune.time is not None and self._began is not None and time.monotonic() - self._began >= self.tune.time:
             return f"the time is over ({self.tune.time:g} s)"
         if best is not None and best.value is not None and self._on_target(best.value):
             return f"the target is reached ({self.metric} {best.value:.4g})"
@@ -224,6 +224,7 @@ class Search(Callback):  # type: ignore[misc]
         entry = self._entry(trial)
         self._known[entry.number] = trial
         self._since[entry.number] = time.monotonic() - entry.seconds
+        self._began = self._began or time.monotonic()
         if entry.values != trial.config["values"]:
             entry.schedule = [*(entry.schedule or [(0, dict(entry.values))]), (entry.epoch, dict(trial.config["values"]))]
             entry.values = dict(trial.config["values"])
