@@ -78,7 +78,6 @@ class Search(Callback):  # type: ignore[misc]
         # Files are written beside, in order, and a moment later: no trial waits for a disk, or for the lock of this process.
         self._writer, self._writing = ThreadPoolExecutor(1, thread_name_prefix="search"), list[Future[None]]()
         self._began: float | None = None  # the first trial's start: a cluster may need its time before
-        self._spent = sum(e.seconds for e in self.journal.trials.values())
         self._since: dict[int, float] = {}
         self._known: dict[int, Trial] = {}
         self.room: Callable[[], bool] = lambda: True
