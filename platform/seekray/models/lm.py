@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -28,7 +28,7 @@ from seekray.models.decoding import Weights
 from seekray.models.family import ModelConfig, Modules, StepSession
 from seekray.models.lora import LoraConfig, add_adapters, merged, without_adapters
 from seekray.models.optimizers import make_optimizer
-from seekray.models.text_engine import Job, Piece, TextEngine
+from seekray.models.text_engine import Guide, Job, Piece, TextEngine
 from seekray.models.texts import TextRequest
 from seekray.models.transformer import Transformer, TransformerConfig
 
@@ -166,7 +166,8 @@ class Lm:
 
     def generate(self, modules: Modules, schema: TextSchema, request: TextRequest) -> pa.Table:
         """A row a text, see `texts.table`."""
-        return texts.table(without_adapters(modules["lm"]), schema.tokenizer, request, encoded(schema, request))  # type: ignore[arg-type]
+        prompts = encoded(schema, request)
+        return texts.table(without_adapters(modules["lm"]), schema.tokenizer, request, prompts, _guide(schema))  # type: ignore[arg-type]
 
     def stream(self, modules: Modules, schema: TextSchema, request: TextRequest) -> Iterator[Piece]:
         """Every token of every text, as it is made."""
@@ -174,7 +175,7 @@ class Lm:
 
     def jobs(self, schema: TextSchema, request: TextRequest) -> list[Job]:
         """The texts of a request, for an engine."""
-        return list(texts.jobs(request, encoded(schema, request), schema.context_length))
+        return list(texts.jobs(request, encoded(schema, request), schema.context_length, _guide(schema)))
 
     def engine(self, modules: Modules, schema: TextSchema, rows: int, cached_tokens: int | None = None) -> TextEngine:
         """What makes texts together, up to `rows` at a time, and gives text with every token."""
@@ -212,8 +213,13 @@ class Lm:
         return [{"prompts": [p], "max_tokens": 16, "temperature": 0.0, "truncate": True} for p in prompts]
 
 
+def _guide(schema: TextSchema) -> Callable[[Mapping[str, Any]], Guide]:
+    return lambda wanted: schema.tokenizer.json_guide(wanted, schema.vocab_size)
+
+
 def encoded(schema: TextSchema, request: TextRequest) -> list[list[int]]:
     """A request's prompts as ids. Those that are ids already are taken as they are. Raises DataError."""
+    _check_ids(list(request.logit_bias), schema, "logit_bias")
     for prompt in request.prompts:
         if not isinstance(prompt, str):
             _check_ids(prompt, schema, "prompts")

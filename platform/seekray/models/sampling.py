@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +32,10 @@ class Sampling(ModelConfig):
     top_p: float = Field(1.0, gt=0, le=1, description="only the most likely that reach this probability together")
     min_p: float = Field(0.0, ge=0, le=1, description="only those at least this times as likely as the most likely one")
     repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens that are there already are less likely")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="taken from the logits of tokens of the text so far")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, as often as a token is there")
+    logit_bias: dict[int, float] = Field({}, description="added to the logits of tokens, by their ids")
+    json_schema: dict[str, Any] | None = Field(None, description="the text is JSON of this schema; {type: object}: any object")
     stop: tuple[str, ...] = Field((), description="texts that end it; they are left out")
     seed: int = Field(
         0, ge=0, description="the same prompt with the same seed gives the same text, whatever is asked beside it"
@@ -43,12 +48,15 @@ class Sampling(ModelConfig):
             raise ValueError(f"min_tokens: {self.min_tokens} given, more than max_tokens ({self.max_tokens})")
         if "" in self.stop:
             raise ValueError("stop: an empty text given")
+        if self.json_schema is not None and self.min_tokens:
+            raise ValueError("min_tokens: a text of a json_schema ends where it is complete; leave it out")
         return self
 
     @property
     def plain(self) -> bool:
         """Whether the most likely token is all that is wanted."""
-        return self.temperature == 0 and self.repetition_penalty == 1 and self.logprobs is None
+        changed = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty or self.logit_bias
+        return self.temperature == 0 and self.logprobs is None and self.json_schema is None and not changed
 
 
 def noise_of(seed: int, prompt: Sequence[int], sample: int) -> torch.Generator:
@@ -68,11 +76,19 @@ def most_likely(logits: Tensor) -> tuple[list[int], list[bool]]:
 
 
 def choose(
-    logits: Tensor, sampling: Sampling, seen: Collection[int], banned: int | None, noise: Tensor | None
+    logits: Tensor,
+    sampling: Sampling,
+    seen: Collection[int] = (),
+    banned: int | None = None,
+    noise: Tensor | None = None,
+    *,
+    made: Mapping[int, int] | None = None,
+    allowed: Tensor | None = None,
 ) -> tuple[int, bool]:
     """The token of logits (V,), and whether its lead is so small that rounding may have made it.
 
-    seen: tokens that the repetition penalty (arXiv:1909.05858) is for; banned: one that must not come; noise: (V,) of
+    seen: tokens that the repetition penalty (arXiv:1909.05858) is for; made: how often each is in the text, for the penalties
+    of presence and frequency; banned: one that must not come; allowed: bool (V,), which may come at all; noise: (V,) of
     exponential random numbers, None at temperature 0. Filters follow each other as in `transformers`: temperature, top-k,
     top-p (arXiv:1904.09751), min-p (arXiv:2407.01082).
     """
@@ -84,6 +100,14 @@ def choose(
         penalty = sampling.repetition_penalty
         scores[index] = torch.where(value > 0, value / penalty, value * penalty)
         scale *= max(penalty, 1 / penalty)
+    if made and (sampling.presence_penalty or sampling.frequency_penalty):
+        index = torch.tensor(list(made), device=scores.device)
+        counts = torch.tensor(list(made.values()), device=scores.device, dtype=scores.dtype)
+        scores[index] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    for token, bias in sampling.logit_bias.items():
+        scores[token] += bias
+    if allowed is not None:
+        scores.masked_fill_(~allowed, -math.inf)
     if banned is not None:
         scores[banned] = -math.inf
     if sampling.temperature > 0:

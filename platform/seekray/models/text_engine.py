@@ -6,7 +6,7 @@ sequence alone: so what is made beside a sequence never changes it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +24,19 @@ ROWS = 16  # sequences made together
 PROMPT_TOKENS = 8192  # read in one step at most
 
 
+class Guide(Protocol):
+    """Which tokens a text may have."""
+
+    def copy(self) -> Guide:
+        """The same for another text."""
+
+    def allowed(self) -> Any:
+        """Those that may come next, a NumPy array of bool (V,). Raises DataError where none may."""
+
+    def push(self, token: int) -> bool:
+        """Take one; whether the text is complete."""
+
+
 class Tokenizer(Protocol):
     """What is asked of a tokenizer. end: the token after a text."""
 
@@ -36,19 +49,23 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """One text to be made. key: whatever the caller knows it by; sample: its number among those of the same prompt."""
+    """One text to be made. key: whatever the caller knows it by; sample: its number among those of the same prompt.
+
+    guide: where it has to be JSON of a schema; it belongs to this text alone.
+    """
 
     key: Any
     prompt: Sequence[int]
     sampling: Sampling
     sample: int = 0
+    guide: Guide | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
     """What one token added to a text: maybe nothing. finish: `stop` (the end token or a stop string) or `length`.
 
-    logprob, others: where asked for. tokens: made so far, the end token included.
+    logprob, others: where asked for. tokens: made so far, the end token included. error: why it could not go on, and ends.
     """
 
     job: Job
@@ -58,6 +75,7 @@ class Piece:
     finish: str | None = None
     logprob: float | None = None
     others: list[tuple[int, float]] = field(default_factory=list)
+    error: DataError | None = None
 
 
 class _Sequence:
@@ -67,6 +85,9 @@ class _Sequence:
         self.job, self.limit = job, limit
         self.ids = list(job.prompt)
         self.seen = set(self.ids) if job.sampling.repetition_penalty != 1 else set()
+        self.counts: Counter[int] | None = (
+            Counter() if job.sampling.presence_penalty or job.sampling.frequency_penalty else None
+        )
         self.end = tokenizer.end
         self.text = TextStream(tokenizer.decode, job.prompt, job.sampling.stop)
         self.lazy = not streams and not job.sampling.stop
@@ -89,11 +110,16 @@ class _Sequence:
         self.ids.append(token)
         if self.job.sampling.repetition_penalty != 1:
             self.seen.add(token)
+        if self.counts is not None:
+            self.counts[token] += 1
+        complete = self.job.guide is not None and self.job.guide.push(token)
         if token == self.end:
             return self.text.finish(), "stop"
         text = self.text.keep(token) if self.lazy else self.text.push(token, may_stop=self.made >= self.job.sampling.min_tokens)
         if self.text.stopped:
             return text, "stop"
+        if complete:
+            return text + self.text.finish(), "stop"
         if self.made >= self.limit:
             return text + self.text.finish(), "stop" if self.text.stopped else "length"
         return text, None
@@ -258,7 +284,12 @@ class TextEngine:
                 if close[row]:
                     token = int(self._alone(sequence).argmax())
             else:
-                token, logprob, others = self._chosen(logits[row], sequence)
+                try:
+                    token, logprob, others = self._chosen(logits[row], sequence)
+                except DataError as error:  # of this text's guide: the others go on
+                    pieces.append(Piece(sequence.job, "", sequence.end, sequence.made, "stop", error=error))
+                    self._leave(sequence)
+                    continue
             text, finish = sequence.push(token)
             pieces.append(Piece(sequence.job, text, token, sequence.made, finish, logprob, others))
             if finish:
@@ -269,9 +300,12 @@ class TextEngine:
     def _chosen(self, logits: Tensor, sequence: _Sequence) -> tuple[int, float | None, list[tuple[int, float]]]:
         sampling = sequence.job.sampling
         noise = None if sequence.noise is None else torch.empty(len(logits)).exponential_(generator=sequence.noise)
-        token, close = choose(logits, sampling, sequence.seen, sequence.banned, noise)
+        guide = sequence.job.guide
+        allowed = None if guide is None else torch.from_numpy(guide.allowed()).to(logits.device)
+        given = (sampling, sequence.seen, sequence.banned, noise)
+        token, close = choose(logits, *given, made=sequence.counts, allowed=allowed)
         if close:
-            token, _ = choose(self._alone(sequence), sampling, sequence.seen, sequence.banned, noise)
+            token, _ = choose(self._alone(sequence), *given, made=sequence.counts, allowed=allowed)
         if sampling.logprobs is None:
             return token, None, []
         return token, *log_probabilities(logits, token, sampling.logprobs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +10,7 @@ from pydantic import Field
 
 from seekray.models.decoding import Weights
 from seekray.models.sampling import Sampling
-from seekray.models.text_engine import ROWS, Job, Piece, TextEngine, Tokenizer
+from seekray.models.text_engine import ROWS, Guide, Job, Piece, TextEngine, Tokenizer
 from seekray.models.transformer import Transformer
 
 
@@ -27,13 +27,22 @@ class TextRequest(Sampling):
         return Sampling(**{name: getattr(self, name) for name in Sampling.model_fields})
 
 
-def jobs(request: TextRequest, prompts: Sequence[Sequence[int]], context: int) -> Iterator[Job]:
-    """The texts of a request whose prompts are ids; key: (number of the prompt, number of the sample)."""
+def jobs(
+    request: TextRequest,
+    prompts: Sequence[Sequence[int]],
+    context: int,
+    guide: Callable[[Mapping[str, Any]], Guide] | None = None,
+) -> Iterator[Job]:
+    """The texts of a request whose prompts are ids; key: (number of the prompt, number of the sample).
+
+    guide: makes what a text of a JSON schema is held to.
+    """
     room = min(request.max_tokens, max(1, context // 2))
+    held = guide(request.json_schema) if guide and request.json_schema is not None else None
     for number, prompt in enumerate(prompts):
         kept = prompt[-max(1, context - room) :] if request.truncate else prompt
         for sample in range(request.n):
-            yield Job((number, sample), kept, request.sampling, sample)
+            yield Job((number, sample), kept, request.sampling, sample, held.copy() if held else None)
 
 
 def stream(net: Transformer, tokenizer: Tokenizer, wanted: Iterable[Job], *, streams: bool = True) -> Iterator[Piece]:
@@ -46,13 +55,22 @@ def stream(net: Transformer, tokenizer: Tokenizer, wanted: Iterable[Job], *, str
     for job in wanted:
         engine.submit(job)
     while len(engine):
-        yield from engine.step()
+        for piece in engine.step():
+            if piece.error:
+                raise piece.error
+            yield piece
 
 
-def table(net: Transformer, tokenizer: Tokenizer, request: TextRequest, prompts: Sequence[Sequence[int]]) -> pa.Table:
+def table(
+    net: Transformer,
+    tokenizer: Tokenizer,
+    request: TextRequest,
+    prompts: Sequence[Sequence[int]],
+    guide: Callable[[Mapping[str, Any]], Guide] | None = None,
+) -> pa.Table:
     """One row a text: prompt, sample, text, finish_reason, prompt_tokens, tokens; with logprobs the tokens' ids and theirs."""
     made: dict[Any, list[Piece]] = {}
-    wanted = list(jobs(request, prompts, net.config.context_length))
+    wanted = list(jobs(request, prompts, net.config.context_length, guide))
     for piece in stream(net, tokenizer, wanted, streams=False):
         made.setdefault(piece.job.key, []).append(piece)
     texts = [made[job.key] for job in wanted]

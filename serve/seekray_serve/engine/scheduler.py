@@ -147,7 +147,11 @@ class EngineThread:
                 events.setdefault(ticket, []).append(piece)
                 ticket.unfinished -= piece.finish is not None
             self._begun.difference_update([ticket for ticket in events if not ticket.unfinished])
-            self._tell(events)
+            errors: dict[Ticket, Exception] = {piece.job.key[0]: piece.error for piece in pieces if piece.error}
+            for ticket in errors:  # a text that cannot go on: of its request alone
+                _cancel(engine, ticket)
+                self._begun.discard(ticket)
+            self._tell({ticket: errors.get(ticket) or event for ticket, event in events.items()})
 
     def _obey(self, engine: TextEngine) -> bool:
         """Commands that wait, and where there is nothing to do the next one; False to end."""

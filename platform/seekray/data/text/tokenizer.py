@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Library
 
 from seekray.errors import DataError
+
+if TYPE_CHECKING:
+    from seekray.data.text.grammar import JsonGrammar, JsonGuide
 
 UNKNOWN = "<|unknown|>"
 # Characters that training looks at; more change a vocabulary of this kind no longer.
@@ -35,6 +39,7 @@ class Tokenizer:
         self.end_token = end_token
         self.end = self.id_of(end_token) or 0
         self.size = int(self._library.get_vocab_size())
+        self._grammar: JsonGrammar | None = None
 
     def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes, str]]:
         return (Tokenizer, (self.to_bytes(), self.end_token))
@@ -60,6 +65,14 @@ class Tokenizer:
         """What a `tokenizer.json` from elsewhere puts before a text; "" where it is nothing."""
         ids = self._library.encode("").ids
         return self.token_of(ids[0]) if ids and ids[0] != self.end else ""
+
+    def json_guide(self, schema: Mapping[str, Any], size: int) -> JsonGuide:
+        """Which tokens may make a text of a JSON schema; size: entries of the model's vocabulary. Raises DataError."""
+        if self._grammar is None or self._grammar.size != size:
+            from seekray.data.text.grammar import JsonGrammar
+
+            self._grammar = JsonGrammar(self, size)
+        return self._grammar.guide(schema)
 
     def id_of(self, token: str) -> int | None:
         """The id of one token, None where there is no such token."""
