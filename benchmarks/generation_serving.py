@@ -77,7 +77,10 @@ async def ask(server: dict[str, Any], prompt: str, tokens: int) -> Answer:
     url = urlsplit(server["url"])
     body = orjson.dumps({"prompt": prompt, "max_tokens": tokens, **server["asked"](tokens)})
     answer = Answer(time.perf_counter())
-    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    try:
+        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    except OSError as error:
+        raise SystemExit(f"{server['url']}: {error}") from error
     head = f"POST {url.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     status = await reader.readline()
@@ -108,12 +111,13 @@ async def closed(server: dict[str, Any], streams: int, requests: int, seed: int)
     began = time.perf_counter()
     await asyncio.gather(*(stream() for _ in range(streams)))
     # Those that all began at once wait for each other's prompts; the rest are what a server sees in between.
-    later = sorted(done, key=lambda a: a.began)[streams if streams > 1 else 0 :]
+    ordered = sorted(done, key=lambda a: a.began)
+    later = ordered[streams if 1 < streams < requests else 0 :]
     return {
         "tokens_s": sum(a.tokens for a in done) / (time.perf_counter() - began),
         "first_ms": 1e3 * statistics.median(a.first for a in later),
         "first_p99_ms": 1e3 * quantile([a.first for a in later], 0.99),
-        "first_together_ms": 1e3 * statistics.median(a.first for a in sorted(done, key=lambda a: a.began)[:streams]),
+        "first_together_ms": 1e3 * statistics.median(a.first for a in ordered[:streams]),
     }
 
 

@@ -28,7 +28,8 @@ from seekray_serve.http import (
     read_body,
     require_json,
 )
-from seekray_serve.openai_api import Asked, Writer, embeddings, read, read_embeddings, read_images
+from seekray_serve.openai_answers import Writer, embeddings
+from seekray_serve.openai_api import Asked, read, read_embeddings, read_images
 from seekray_serve.openapi import listed
 from seekray_serve.options import Limits
 from seekray_serve.replica import deployed
@@ -180,7 +181,7 @@ class TextApp(GenerationApp):
             raise DataError(f"{len(jobs)} texts asked for, at most {self.limits.max_rows} a request", field="n")
         prompts = sum(len(job.prompt) for job in jobs if job.sample == 0)
         ticket = self.engine.submit(jobs)
-        writer = Writer(asked, self.about, self._word, prompts, len(jobs))
+        writer = Writer(asked, self.about, self._word, prompts, self._begins(asked, len(jobs)))
         try:
             if not asked.stream:
                 return Response(await unless_gone(receive, _whole(ticket, writer)))
@@ -197,6 +198,13 @@ class TextApp(GenerationApp):
             request["prompts"] = [self.schema.encode_chat(asked.messages)]
             request.setdefault("max_tokens", self.schema.context_length)
         return self.generator.jobs(**request)
+
+    def _begins(self, asked: Asked, texts: int) -> list[str]:
+        """What is told before each text: its prompt, where that was asked for."""
+        if not asked.echo:
+            return [""] * texts
+        n, decode = asked.request.get("n", 1), self.schema.tokenizer.decode
+        return [p if isinstance(p, str) else decode(p) for p in asked.request["prompts"] for _ in range(n)]
 
     def _word(self, token: int) -> str:
         if token not in self._words:

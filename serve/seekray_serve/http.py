@@ -104,8 +104,9 @@ def error_response(error: Exception, path: str = "") -> Response:
         kind = {429: "rate_limit_error"}.get(error.http_status, "invalid_request_error")
         kind = kind if error.http_status < 500 else "server_error"
         field = error.field
-        if field == "prompts":  # what our generators call it
-            field = "messages" if "/chat/" in path else "prompt"
+        # What our generators call otherwise.
+        names = {"prompts": "messages" if "/chat/" in path else "prompt", "json_schema": "response_format"}
+        field = names.get(field or "", field)
         body = {"error": {"message": error.message, "type": kind, "param": field, "code": error.code}}
     if path.startswith("/v2") or "/v2/models/" in path:
         body = {"error": error.message, "code": error.code, "field": error.field}

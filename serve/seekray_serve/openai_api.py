@@ -1,25 +1,21 @@
-"""OpenAI's completions and chat: their requests as those of a generator, and its texts as their answers. Knows no Ray."""
+"""OpenAI's requests (completions, chat, embeddings, images) as those of a generator. Knows no Ray."""
 
 from __future__ import annotations
 
-import base64
 import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import orjson
+from typing import Any
 
 from seekray_serve.http import RequestError
-
-if TYPE_CHECKING:
-    from seekray.models.text_engine import Piece
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI's
 MOST_TEXTS = 128  # of each prompt, as OpenAI's
 # What a generator knows by the same name; those that OpenAI does not have are extensions, as in other servers.
-_SAME = ("temperature", "top_p", "top_k", "min_p", "min_tokens", "repetition_penalty", "truncate", "n", "seed")
+_SAME = (
+    "temperature", "top_p", "top_k", "min_p", "min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "truncate", "n", "seed",
+)  # fmt: skip
 # What changes nothing of the answer.
 _PASSED_OVER = frozenset((
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -27,25 +23,34 @@ _PASSED_OVER = frozenset((
 ))  # fmt: skip
 # What is there in OpenAI's interface and not here; these values ask for nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "echo": (False,), "best_of": (1,), "suffix": ("",), "logit_bias": ({},),
-    "presence_penalty": (0,), "frequency_penalty": (0,),
-    "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "reasoning_effort": (), "audio": (), "prediction": (),
+    "suffix": ("",), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
+    "modalities": (["text"],), "reasoning_effort": (), "audio": (), "prediction": (),
     "verbosity": (), "web_search_options": (),
 }  # fmt: skip
-_OWN = frozenset(("model", "prompt", "messages", "stream", "stream_options", "stop", "logprobs", "max_tokens"))
+_OWN = frozenset((
+    "model", "prompt", "messages", "stream", "stream_options", "stop", "logprobs", "max_tokens", "logit_bias",
+    "response_format",
+))  # fmt: skip
 _CHAT_OWN = frozenset(("top_logprobs", "max_completion_tokens"))
+_TEXT_OWN = frozenset(("echo", "best_of"))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A request. request: what a generator is asked for, the prompts of a chat being still `messages`."""
+    """A request. request: what a generator is asked for, the prompts of a chat being still `messages`.
+
+    usage: of a stream, in a last event. echo: the prompt before its text. kept: of the texts of a prompt, the likeliest so
+    many; None: all. logprobs: to be told, which they need not be where they are only to choose by.
+    """
 
     chat: bool
     request: dict[str, Any]
     messages: list[Mapping[str, Any]] = field(default_factory=list)
     stream: bool = False
-    usage: bool = False  # of a stream, in a last event
+    usage: bool = False
+    echo: bool = False
+    kept: int | None = None
+    logprobs: bool = False
 
 
 def read(body: object, name: str, *, chat: bool) -> Asked:
@@ -57,6 +62,11 @@ def read(body: object, name: str, *, chat: bool) -> Asked:
     n = request.get("n", 1)
     if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MOST_TEXTS:
         raise _wrong("n", n, f"expected 1 to {MOST_TEXTS}")
+    if "logit_bias" in given:
+        request["logit_bias"] = _biases(given["logit_bias"])
+    schema = _json_schema(given.get("response_format", {"type": "text"}))
+    if schema is not None:
+        request["json_schema"] = schema
     if "stop" in given:
         request["stop"] = [given["stop"]] if isinstance(given["stop"], str) else given["stop"]
     stream, options = given.get("stream", False), given.get("stream_options", {})
@@ -79,7 +89,58 @@ def read(body: object, name: str, *, chat: bool) -> Asked:
         request["max_tokens"] = given.get("max_tokens", DEFAULT_TOKENS)
         if "logprobs" in given:
             request["logprobs"] = given["logprobs"]
-    return Asked(chat, request, messages, stream, stream and bool(options.get("include_usage")))
+    told = request.get("logprobs") is not None
+    echo, kept = _echo(given, told), _best_of(given, request, stream)
+    return Asked(chat, request, messages, stream, stream and bool(options.get("include_usage")), echo, kept, told)
+
+
+def _echo(given: Mapping[str, Any], logprobs: bool) -> bool:
+    echo = given.get("echo", False)
+    if not isinstance(echo, bool):
+        raise _wrong("echo", echo, "expected true or false")
+    if echo and logprobs:
+        raise _wrong("echo", echo, "log-probabilities of the prompt are not told: leave logprobs out with it")
+    return echo
+
+
+def _best_of(given: Mapping[str, Any], request: dict[str, Any], stream: bool) -> int | None:
+    """Ask for `best_of` texts of each prompt; how many of them are kept."""
+    most, n = given.get("best_of"), int(request.get("n", 1))
+    if most is None or most == n:
+        return None
+    if not isinstance(most, int) or isinstance(most, bool) or not n <= most <= MOST_TEXTS:
+        raise _wrong("best_of", most, f"expected n ({n}) to {MOST_TEXTS}")
+    if stream:
+        raise _wrong("best_of", most, "which texts are the best is known at their ends: not with stream")
+    request["n"] = most
+    request.setdefault("logprobs", 0)
+    return n
+
+
+def _biases(given: object) -> dict[int, float]:
+    """`{"token id": bias}`."""
+    if not isinstance(given, dict):
+        raise _wrong("logit_bias", given, "expected an object of token ids and numbers")
+    for token, bias in given.items():
+        number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        if not (number and -100 <= bias <= 100 and token.isascii() and token.isdigit()):
+            raise _wrong("logit_bias", {token: bias}, "expected a token's id and a number from -100 to 100")
+    return {int(token): float(bias) for token, bias in given.items()}
+
+
+def _json_schema(form: object) -> dict[str, Any] | None:
+    """The schema of a `response_format`; None for free text."""
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"type": "object"}
+    schema = form.get("json_schema") if isinstance(form, dict) else None
+    schema = schema.get("schema") if isinstance(schema, dict) else None
+    if kind != "json_schema" or not isinstance(schema, dict):
+        expected = "expected {type: text}, {type: json_object} or {type: json_schema, json_schema: {name, schema}}"
+        raise _wrong("response_format", form, expected)
+    return schema
 
 
 def read_images(body: object, name: str, conditions: Sequence[str], size: str, most: int) -> dict[str, Any]:
@@ -128,16 +189,6 @@ def read_embeddings(body: object, name: str, most: int) -> tuple[list[Any], bool
     return texts, form == "base64"
 
 
-def embeddings(found: Sequence[tuple[int, Any]], packed: bool, model: Mapping[str, Any]) -> bytes:
-    """The answer of tokens and vectors, as lists of numbers or packed as float32 in base64."""
-    vectors = [vector.numpy().astype("<f4") for _, vector in found]
-    told = [base64.b64encode(v.tobytes()).decode() if packed else v for v in vectors]
-    data = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(told)]
-    tokens = sum(count for count, _ in found)
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return orjson.dumps({"object": "list", "data": data, **model, "usage": usage}, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
 def _named(body: object, name: str) -> dict[str, Any]:
     """A body's parameters that are not null, where it is for the model `name`."""
     if not isinstance(body, dict):
@@ -149,7 +200,7 @@ def _named(body: object, name: str) -> dict[str, Any]:
 
 
 def _check_names(given: Mapping[str, Any], chat: bool) -> None:
-    own = (_OWN | _CHAT_OWN) - {"prompt"} if chat else _OWN - {"messages"}
+    own = (_OWN | _CHAT_OWN) - {"prompt"} if chat else (_OWN | _TEXT_OWN) - {"messages"}
     for key, value in given.items():
         if key in own or key in _SAME or key in _PASSED_OVER:
             continue
@@ -194,108 +245,3 @@ def _messages(messages: object) -> list[Mapping[str, Any]]:
 
 def _wrong(name: str, value: object, expected: str) -> RequestError:
     return RequestError(400, "bad_input", f"{name}: {value!r} given, {expected}", field=name)
-
-
-class Writer:
-    """The answer to one request, whole or as events. word: a token's text; prompt_tokens: of all prompts, each once."""
-
-    def __init__(
-        self, asked: Asked, model: Mapping[str, Any], word: Callable[[int], str], prompt_tokens: int, texts: int
-    ) -> None:
-        self._asked, self._word, self._prompt_tokens = asked, word, prompt_tokens
-        kind = "chat.completion" if asked.chat else "text_completion"
-        self._head = {
-            "id": f"{'chatcmpl' if asked.chat else 'cmpl'}-{secrets.token_hex(12)}",
-            "object": f"{kind}.chunk" if asked.chat and asked.stream else kind,
-            "created": int(time.time()),
-            **model,
-        }
-        self._logprobs = asked.request.get("logprobs") is not None
-        self._made: list[list[Piece]] = [[] for _ in range(texts)]
-        self._offsets = [0] * texts
-        self._begun = [False] * texts
-        self.tokens = 0
-
-    def keep(self, pieces: Sequence[Piece]) -> None:
-        """Take what a step made, for `whole`."""
-        for piece in pieces:
-            self._made[piece.job.key[1]].append(piece)
-        self.tokens += len(pieces)
-
-    def whole(self) -> bytes:
-        """The answer when every text has ended."""
-        choices = []
-        for index, pieces in enumerate(self._made):
-            text = "".join(piece.text for piece in pieces)
-            content = (
-                {"message": {"role": "assistant", "content": text, "refusal": None}} if self._asked.chat else {"text": text}
-            )
-            choices.append(self._choice(index, content, pieces, pieces[-1].finish))
-        return orjson.dumps({**self._head, "choices": choices, "usage": self._usage()})
-
-    def events(self, pieces: Sequence[Piece]) -> bytes:
-        """What a step made, as server-sent events; a token that gives no text yet is told with the next that does."""
-        self.tokens += len(pieces)
-        out = []
-        for piece in pieces:
-            index = piece.job.key[1]
-            made = self._made[index]
-            made.append(piece)
-            if not piece.text and piece.finish is None:
-                continue
-            text = piece.text
-            if self._asked.chat:
-                if not self._begun[index]:
-                    out.append(self._event([self._choice(index, {"delta": {"role": "assistant", "content": ""}}, [], None)]))
-                    self._begun[index] = True
-                delta = {"content": text} if text or self._logprobs else {}
-                out.append(self._event([self._choice(index, {"delta": delta}, made, piece.finish)]))
-            else:
-                out.append(self._event([self._choice(index, {"text": text}, made, piece.finish)]))
-            made.clear()
-        return b"".join(out)
-
-    def last(self) -> bytes:
-        """The events after all texts."""
-        usage = self._event([], self._usage()) if self._asked.usage else b""
-        return usage + b"data: [DONE]\n\n"
-
-    def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> bytes:
-        value = {**self._head, "choices": choices, **({"usage": usage} if self._asked.usage else {})}
-        return b"data: " + orjson.dumps(value) + b"\n\n"
-
-    def _choice(self, index: int, content: dict[str, Any], pieces: Sequence[Piece], finish: str | None) -> dict[str, Any]:
-        found = None
-        if self._logprobs and pieces:
-            found = self._chat_logprobs(pieces) if self._asked.chat else self._completion_logprobs(index, pieces)
-        return {"index": index, **content, "logprobs": found, "finish_reason": finish}
-
-    def _chat_logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        return {
-            "content": [
-                {**self._token(p.token, p.logprob), "top_logprobs": [self._token(t, v) for t, v in p.others]} for p in pieces
-            ],
-            "refusal": None,
-        }
-
-    def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
-        word = self._word(token)
-        # A part of a character has no text of its own, so its bytes are not said.
-        return {"token": word, "logprob": logprob, "bytes": None if "\ufffd" in word else list(word.encode())}
-
-    def _completion_logprobs(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any]:
-        offsets = []
-        for piece in pieces:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(piece.text)
-        return {
-            "tokens": [self._word(p.token) for p in pieces],
-            "token_logprobs": [p.logprob for p in pieces],
-            # Of tokens with the same text (parts of characters) the likeliest is told.
-            "top_logprobs": [{self._word(t): v for t, v in reversed(p.others)} for p in pieces],
-            "text_offset": offsets,
-        }
-
-    def _usage(self) -> dict[str, int]:
-        total = self._prompt_tokens + self.tokens
-        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}

@@ -129,11 +129,14 @@ def test_tokens_come_as_they_are_made(bundle):
             client.completions.create(**request)
         assert refused.value.response.headers["retry-after"] == "1"
         assert refused.value.body["type"] == "rate_limit_error"
-        for stream in open_streams:  # hang up: the rows are free, and nothing more is made
+        assert call(f"{server.url}/healthz")[1]["blocks_used"] > 0
+        for stream in open_streams:  # hang up: the rows and blocks are free, and nothing more is made
             stream.close()
-        made = idle(server)
+        made, steps = idle(server), call(f"{server.url}/healthz")[1]["steps"]
         time.sleep(0.2)
-        assert call(f"{server.url}/healthz")[1]["tokens"] == made < 4 * 60 + 64
+        later = call(f"{server.url}/healthz")[1]
+        assert later["tokens"] == made < 4 * 60 + 64
+        assert (later["blocks_used"], later["steps"] - steps < 2) == (0, True)
         assert client.completions.create(**request).choices[0].text
 
 
@@ -240,8 +243,8 @@ def test_without_a_seed_each_answer_is_another(client):
         ({"prompt": "x" * 500}, 400, "prompt"),
         ({"prompt": "x" * 500, "stream": True}, 400, "prompt"),
         ({"prompt": {"a": 1}}, 400, "prompt"),
-        ({"echo": True}, 400, "echo"),
-        ({"best_of": 3}, 400, "best_of"),
+        ({"echo": 3}, 400, "echo"),
+        ({"suffix": "b"}, 400, "suffix"),
         ({"extra_body": {"colour": "red"}}, 400, "colour"),
     ],
 )
