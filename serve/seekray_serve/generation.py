@@ -28,6 +28,7 @@ from seekray_serve.http import (
     read_body,
     require_json,
 )
+from seekray_serve.metrics import Measures, TextCounts
 from seekray_serve.openai_api import Asked, Writer, embeddings, read, read_embeddings, read_images
 from seekray_serve.openapi import listed
 from seekray_serve.options import Limits
@@ -118,7 +119,7 @@ class TextApp(GenerationApp):
         queued = self.limits.max_queued_requests
         room = self.limits.max_cached_tokens or None
         self.engine = EngineThread(lambda: generator.engine(rows, room), rows=rows, max_queued=queued)
-        self._words: dict[int, str] = {}
+        self._words, self.counts = dict[int, str](), TextCounts()
         self.add("POST", "/v1/completions", self.completions)
         self.add("POST", "/v1/chat/completions", self.chat)
         self.add("POST", "/v1/embeddings", self.embeddings)
@@ -143,6 +144,10 @@ class TextApp(GenerationApp):
         """Let the threads go."""
         self.engine.close()
         self.embedder.close()
+
+    def measures(self) -> Measures:
+        """Tokens, texts, what the engine says of its cache, and the time to the first token."""
+        return self.counts.measures(self.load(), self.engine.counters())
 
     def load(self) -> dict[str, int]:
         """Texts that wait for a row, texts that are being made, tokens since the start, and the engine's own counters."""
@@ -179,17 +184,28 @@ class TextApp(GenerationApp):
         if len(jobs) > self.limits.max_rows:
             raise DataError(f"{len(jobs)} texts asked for, at most {self.limits.max_rows} a request", field="n")
         prompts = sum(len(job.prompt) for job in jobs if job.sample == 0)
+        start = time.perf_counter()
         ticket = self.engine.submit(jobs)
+        self.counts.prompt_tokens += prompts
         writer = Writer(asked, self.about, self._word, prompts, len(jobs))
         try:
             if not asked.stream:
-                return Response(await unless_gone(receive, _whole(ticket, writer)))
+                return Response(await unless_gone(receive, self._whole(ticket, writer, start)))
             # An error, such as a prompt that is too long, is told with its status before a stream begins.
             first = await unless_gone(receive, ticket.pieces())
+            self.counts.first_token.observe(time.perf_counter() - start)
         except BaseException:
             ticket.cancel()
             raise
         return EventStream(_events(ticket, writer, first), receive, ticket.cancel, self.endpoint)
+
+    async def _whole(self, ticket: Ticket, writer: Writer, start: float) -> bytes:
+        pieces = await ticket.pieces()
+        self.counts.first_token.observe(time.perf_counter() - start)
+        while pieces:
+            writer.keep(pieces)
+            pieces = await ticket.pieces()
+        return writer.whole()
 
     def _jobs(self, asked: Asked) -> list[Any]:
         request = dict(asked.request)
@@ -203,12 +219,6 @@ class TextApp(GenerationApp):
             tokenizer = self.schema.tokenizer
             self._words[token] = tokenizer.decode([token]) or tokenizer.token_of(token)
         return self._words[token]
-
-
-async def _whole(ticket: Ticket, writer: Writer) -> bytes:
-    while pieces := await ticket.pieces():
-        writer.keep(pieces)
-    return writer.whole()
 
 
 async def _events(ticket: Ticket, writer: Writer, first: Sequence[Any]) -> AsyncIterator[bytes]:
@@ -247,6 +257,10 @@ class RowApp(GenerationApp):
     async def shutdown(self) -> None:
         """Let the worker thread go."""
         self.batcher.close()
+
+    def measures(self) -> Measures:
+        """Requests, and what waits."""
+        return Measures({}, self.batcher.measures().gauges)
 
     def load(self) -> dict[str, int]:
         """Requests that wait, and those that were answered."""

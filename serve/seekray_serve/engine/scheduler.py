@@ -95,7 +95,7 @@ class EngineThread:
     def counters(self) -> dict[str, int]:
         """Of the engine (`TextEngine.counters`), as of its last step, for whoever shows them; `failures` is there always."""
         engine = self._engine
-        return {"failures": self.failures} | (engine.counters() if engine else {})
+        return {"failures": self.failures} | ({} if engine is None else engine.counters())
 
     def submit(self, jobs: Sequence[Job]) -> Ticket:
         """Begin with the next step. Raises TooBusyError when too many texts wait."""
