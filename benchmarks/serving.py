@@ -200,7 +200,7 @@ def timed(call: Callable[[], object], count: int = 2000) -> float:
     return best * 1e6
 
 
-def train_bundle(folder: Path) -> Path:
+def train_bundle(folder: Path, hidden_size: tuple[int, ...] = (128, 128)) -> Path:
     """A small digits model."""
     from seekray.experiment_file import validate
     from seekray.trainer import train
@@ -210,7 +210,7 @@ def train_bundle(folder: Path) -> Path:
         "family": "net",
         "task": "classification",
         "data": {"source": "sample:digits", "target": "label"},
-        "model": {"hidden_size": [128, 128]},
+        "model": {"hidden_size": list(hidden_size)},
         "training": {"epochs": 3},
         "resources": {"workers": 0},
     }

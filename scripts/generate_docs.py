@@ -14,8 +14,8 @@ from pydantic_core import PydanticUndefined
 
 from seekray.config import Experiment
 from seekray.experiment_file import json_schema
-from seekray_serve.lifecycle import models_file
 from seekray.models import FAMILIES, get_family
+from seekray_serve.lifecycle import models_file
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 HEAD = """# The experiment file

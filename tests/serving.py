@@ -19,7 +19,7 @@ import psutil
 import uvicorn
 
 from seekray.settings import Settings
-from seekray_serve.lifecycle import configuration, instance, place
+from seekray_serve.lifecycle import instance, place
 
 
 def free_port() -> int:
@@ -158,6 +158,6 @@ def remove(where: Settings, name: str) -> None:
     target = place.running(where, None)
     assert target
     rest = [app for key, app in place.deployed(target).items() if key != name]
-    target.dashboard.deploy(configuration.whole(rest, target.host, target.port))
+    place.deploy(target, rest)
     until(lambda: call(f"{target.url}/{name}/healthz")[0], 404, timeout_s=30)
     until(lambda: name in [m["name"] for m in call(f"{target.url}/v1/models")[1]["models"]], expected=False, timeout_s=30)

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from seekray.errors import TooBusyError
+from seekray_serve.metrics import SIZES, Histogram, Measures
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -63,11 +64,16 @@ class Batcher(Generic[Job, Answer]):
         self.batches = 0
         self.rows = 0
         self.largest = 0
+        self.sizes = Histogram(SIZES)
 
     @property
     def queued(self) -> int:
         """How many jobs wait behind the running batch."""
         return len(self._waiting)
+
+    def measures(self) -> Measures:
+        """What it has done, and what waits."""
+        return Measures({"rows": self.rows}, {"queue_size": self.queued}, {"batch_size": self.sizes})
 
     async def submit(self, job: Job, rows: int) -> Answer:
         """The answer to `job`. Raises its own exception, or TooBusyError when too many wait.
@@ -103,6 +109,7 @@ class Batcher(Generic[Job, Answer]):
         self.batches += 1
         self.rows += rows
         self.largest = max(self.largest, rows)
+        self.sizes.observe(rows)
         jobs = [waiting.job for waiting in batch]
         # A size not seen yet goes to the thread, where it cannot hold anyone up.
         if self._seconds.get(rows.bit_length(), self._short_s) < self._short_s:

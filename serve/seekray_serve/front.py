@@ -1,5 +1,4 @@
-"""The door at `/` for clients that know one address: catalogue, playground, health, and the
-models' paths without their prefix.
+"""The door at `/` for clients that know one address: catalogue, playground, health, the models' paths without their prefix.
 
 Where the ingress is the HAProxy that `serve up` starts, a model's own paths are rewritten in
 HAProxy (`haproxy.py`) and never come here. On any other cluster they are forwarded by HTTP to the
@@ -12,7 +11,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -34,6 +33,7 @@ from seekray_serve.http import (
     route_path,
 )
 from seekray_serve.keys import operators_key, ray_token
+from seekray_serve.metrics import CONTENT_TYPE, Board, with_own
 from seekray_serve.openapi import STYLE, listed
 from seekray_serve.options import DRAIN_S, Limits
 from seekray_serve.relay import relay
@@ -59,12 +59,7 @@ class FrontApp(Application):
     """
 
     def __init__(
-        self,
-        url: str,
-        *,
-        max_body_bytes: int = Limits().max_table_bytes,
-        board: Callable[[], dict[str, Any]] = dict[str, Any],
-        key: str | None = None,
+        self, url: str, *, max_body_bytes: int = Limits().max_table_bytes, board: Board | None = None, key: str | None = None
     ) -> None:
         super().__init__()
         self._board = board
@@ -79,6 +74,7 @@ class FrontApp(Application):
         self.add("GET", "/healthz", self.health)
         self.add("GET", "/v1/models", self.models)
         self.add("GET", "/v1/status", self.status)
+        self.add("GET", "/metrics", self.metrics)
         for path in OPENAI_PATHS:
             self.add("POST", path, self.openai)
         self.add("GET", "/v2", self.server)
@@ -137,7 +133,12 @@ class FrontApp(Application):
 
     async def status(self, scope: Scope, receive: Receive) -> Response:
         """What replicas and the autoscaler say of each model, for `serve status`."""
-        return json_response(await asyncio.get_running_loop().run_in_executor(None, self._board))
+        return json_response(await asyncio.to_thread(self._board.read) if self._board else {})
+
+    async def metrics(self, scope: Scope, receive: Receive) -> Response:
+        """What all models' replicas have counted, of a few seconds ago, and this door, for Prometheus."""
+        found = await asyncio.to_thread(self._board.measured) if self._board else []
+        return Response(with_own(found, self.meter, NAME), content_type=CONTENT_TYPE)
 
     async def openai(self, scope: Scope, receive: Receive) -> Response:
         """OpenAI's paths, where the model's name is in the body: forwarded, and a stream as it comes."""
@@ -299,11 +300,11 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
         """A replica of the front door."""
 
         def __serve_build_asgi_app__(self) -> Asgi:
-            from seekray_serve import board
+            from seekray_serve import board, one_write
 
-            token = ray_token(os.environ)
-            key = operators_key(token) if token else None
-            return guarded(FrontApp(url, board=board.read, key=key), auth, PUBLIC)
+            one_write.install()
+            key = operators_key(token) if (token := ray_token(os.environ)) else None
+            return guarded(FrontApp(url, board=board, key=key), auth, PUBLIC)
 
     return serve.deployment(
         name=NAME,

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
 from typing import Any
 
 import orjson
 
 from seekray.errors import SeekrayError, TooBusyError, TooLargeError, UserError
+from seekray_serve.metrics import Meter
 from seekray_serve.sockets import Socket, SocketClosedError
 
 Scope = MutableMapping[str, Any]
@@ -26,6 +28,7 @@ Headers = list[tuple[bytes, bytes]]
 logger = logging.getLogger("seekray.serve")
 
 JSON = b"application/json"
+CLIENT_GONE = 499  # nginx's number for it; nobody is sent it
 HTML = b"text/html; charset=utf-8"
 # Where OpenAI's clients read errors, and look for a message, a type and a parameter.
 OPENAI_PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/images/generations")
@@ -230,6 +233,7 @@ class Application:
     def __init__(self) -> None:
         self.routes: dict[str, dict[str, Handler]] = {}
         self.sockets: dict[str, SocketHandler] = {}
+        self.meter = Meter()
 
     def add(self, method: str, path: str, handler: Handler) -> None:
         """Answer `method path` with `handler`; GET answers HEAD too."""
@@ -243,10 +247,12 @@ class Application:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        path = route_path(scope)
+        start, path = perf_counter(), route_path(scope)
+        route = path
         try:
             methods = self.routes.get(path) or self.routes.get(path.rstrip("/"))
             if methods is None:
+                route = "other"  # of which a client could invent any number
                 response = await self.fallback(path, scope, receive)
             else:
                 handler = methods.get(scope["method"])
@@ -254,12 +260,14 @@ class Application:
                     raise method_not_allowed(scope["method"], path, methods)
                 response = await handler(scope, receive)
         except ClientGoneError:
+            self.meter.request(route, CLIENT_GONE, perf_counter() - start)
             return
         except Exception as error:
             response = error_response(error, path)
         if scope["method"] == "HEAD":
             response.body = b""
         await response.send(send)
+        self.meter.request(route, response.status, perf_counter() - start)
 
     async def fallback(self, path: str, scope: Scope, receive: Receive) -> Response:
         """Answer a path that is not in the table."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seekray.errors import UserError
 from seekray.models import module_folder
+from seekray_serve.scaling import POLICY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Limits:
 
 # How long a stream may go on in a replica that leaves.
 DRAIN_S = 600
+# In the environment of every process of a head of our own.
+INSTANCE_MARK = "SEEKRAY_INSTANCE"
 
 LIMITS = frozenset(limit.name for limit in dataclasses.fields(Limits))
 _SCALING = frozenset(("min", "max", "target", "up_after_s", "down_after_s"))
@@ -84,4 +88,6 @@ def autoscaling(options: Mapping[str, Any]) -> dict[str, Any]:
         "downscale_delay_s": float(options.get("down_after_s", 300)),
         "look_back_period_s": window_s,
         "metrics_interval_s": window_s / 4,
+        # Serve's controller imports it: sure on a head of our own, not on a cluster where models bring their environment.
+        **({"policy": {"policy_function": POLICY}} if INSTANCE_MARK in os.environ else {}),
     }

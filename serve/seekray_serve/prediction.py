@@ -24,6 +24,7 @@ from seekray_serve.http import (
     parse_json,
     read_body,
 )
+from seekray_serve.metrics import Measures
 from seekray_serve.options import Limits
 from seekray_serve.predict.bodies import FileBodies
 from seekray_serve.predict.inference_protocol import LENGTH_HEADER, InferenceProtocol
@@ -85,6 +86,10 @@ class PredictionApp(ModelApplication):
         self.batcher.close()
         if self.steps:
             self.steps.close()
+
+    def measures(self) -> Measures:
+        """Rows, batches and what waits."""
+        return self.batcher.measures()
 
     async def predict(self, scope: Scope, receive: Receive) -> Response:
         """Rows as JSON, files or an Arrow stream → predictions and probabilities, as JSON or an Arrow stream."""

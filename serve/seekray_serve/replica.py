@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from seekray_serve import one_write
 from seekray_serve.auth import Asgi, guarded
 from seekray_serve.options import DRAIN_S, Limits, autoscaling, check_options
 from seekray_serve.options import limits as limits_of
@@ -44,6 +45,7 @@ def deployed(args: Mapping[str, Any], load: Callable[..., ModelApplication]) -> 
         def __init__(self) -> None:
             import torch
 
+            one_write.install()
             if modules:
                 sys.path.append(modules)
             # More threads than the share that was asked for would only take turns.
@@ -52,11 +54,16 @@ def deployed(args: Mapping[str, Any], load: Callable[..., ModelApplication]) -> 
             def loaded(folder: str, number: str | None) -> ModelApplication:
                 return load(folder, limits, name=name, version=number)
 
+            from seekray_serve import board
+
+            replica = serve.get_replica_context().replica_id.unique_id
+            follower = None
             if follow:
-                follower, again = followed(name, follow, loaded)
-                self.application = Versions(follower.first(version, bundle, again=again), follower)
+                follower, again = followed(name, replica, follow, loaded)
+                application = follower.first(version, bundle, again=again)
             else:
-                self.application = Versions(checked(loaded(bundle, version)))
+                application = checked(loaded(bundle, version))
+            self.application = Versions(application, follower, replica=replica, exporter=board.Exporter(name, replica))
 
         def __serve_build_asgi_app__(self) -> Asgi:
             return guarded(self.application, auth)
@@ -80,14 +87,13 @@ def deployed(args: Mapping[str, Any], load: Callable[..., ModelApplication]) -> 
     return serve.deployment(**deployment)(serve.ingress()(Replica)).bind()
 
 
-def followed(name: str, follow: Mapping[str, Any], load: Callable[[str, str], ModelApplication]) -> tuple[Follower, bool]:
+def followed(
+    name: str, replica: str, follow: Mapping[str, Any], load: Callable[[str, str], ModelApplication]
+) -> tuple[Follower, bool]:
     """What follows an alias in this replica and tells the board of it, and whether another replica did so before."""
-    from ray import serve
-
     from seekray_serve import board
     from seekray_serve.following import Follower, ask
 
-    replica = serve.get_replica_context().replica_id.unique_id
     again = board.get(name, "followed") is not None
     board.put(name, "followed", {})
     return Follower(name, follow, load, lambda: ask(follow), lambda state: board.put(name, replica, state)), again

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from seekray.errors import CorruptError
-from seekray_serve.http import Application, Receive, Scope, Send
+from seekray_serve.http import Application, Receive, Response, Scope, Send
+from seekray_serve.metrics import CONTENT_TYPE, Families, Measures, Meter, add, joined, process, text
+
+# Versions whose counts are told: of older ones nobody's rate is asked.
+KEPT_VERSIONS = 8
 
 if TYPE_CHECKING:
     from seekray.generator import Generator
     from seekray.loaded import LoadedModel
     from seekray.predictor import Predictor
+    from seekray_serve.board import Exporter
     from seekray_serve.following import Follower
 
 
@@ -26,6 +32,10 @@ class ModelApplication(Application):
     """The application of one version of a model."""
 
     loaded: Predictor | Generator
+
+    def measures(self) -> Measures:
+        """What it counts beside its answers."""
+        return Measures()
 
     def close(self) -> None:
         """Let go of everything: handlers are bound to the application, and memory should not wait for the garbage collector."""
@@ -50,13 +60,22 @@ class _Held:
 
 
 class Versions(Application):
-    """Answers with the version that is current. follower: what brings others, if anything does."""
+    """Answers with the version that is current. follower: what brings others, if anything does; replica: its name."""
 
-    def __init__(self, application: ModelApplication, follower: Follower | None = None) -> None:
+    def __init__(
+        self,
+        application: ModelApplication,
+        follower: Follower | None = None,
+        *,
+        replica: str = "0",
+        exporter: Exporter | None = None,
+    ) -> None:
         super().__init__()
-        self._current = _Held(application)
-        self._follower = follower
+        self._replica, self._follower, self._exporter = replica, follower, exporter
+        self._meters: dict[str | None, Meter] = {}
+        self._leaving: set[_Held] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._current = self._held(application)
 
     @property
     def current(self) -> ModelApplication:
@@ -86,10 +105,12 @@ class Versions(Application):
             held.release()
 
     async def startup(self) -> None:
-        """Warm up, and begin to follow."""
+        """Warm up, begin to follow, and to tell what is counted."""
         await self.current.startup()
         if self._follower is not None:
             self._task(self._follower.follow(self))
+        if self._exporter is not None:
+            self._task(self._exporter.export(self.families))
 
     async def shutdown(self) -> None:
         """Follow no more, and let go."""
@@ -105,22 +126,62 @@ class Versions(Application):
             await application.shutdown()
             application.close()
             raise
-        old, self._current = self._current, _Held(application)
-        self._task(_end(old))
+        old, self._current = self._current, self._held(application)
+        self._leaving.add(old)
+        self._task(self._end(old))
+
+    def families(self) -> Families:
+        """What is counted in this replica, of each version."""
+        own = {"model": str(self.current.loaded.name), "replica": self._replica}
+        now = {version: Measures() for version in self._meters}
+        for held in (self._current, *self._leaving):
+            measures = held.application.measures()
+            measures.gauges["requests_running"] = held.requests
+            now.setdefault(held.application.loaded.version, Measures()).take(measures)
+        parts = [self._meters[v].families({**own, "version": str(v)}, m) for v, m in now.items() if v in self._meters]
+        found = joined([*parts, process(own)])
+        loaded = self.current.loaded
+        info = {**own, "version": str(loaded.version), "bundle": loaded.hash[:12]}
+        add(found, "seekray_version_info", [["", info, 1]])
+        return found
+
+    async def metrics(self, scope: Scope, receive: Receive) -> Response:
+        """All replicas' counts for Prometheus: this one's now, the others' of a few seconds ago."""
+        others = await self._exporter.others() if self._exporter else []
+        return Response(text(joined([self.families(), *others])), content_type=CONTENT_TYPE)
+
+    def _held(self, application: ModelApplication) -> _Held:
+        """An application that goes on counting where one of the same version ended."""
+        version = application.loaded.version
+        self._meters[version] = application.meter = self._meters.pop(version, application.meter)
+        while len(self._meters) > KEPT_VERSIONS:
+            del self._meters[next(iter(self._meters))]
+        application.add("GET", "/metrics", self.metrics)
+        return _Held(application)
 
     def _task(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _end(self, held: _Held) -> None:
+        """Shut an application down when its last request has ended."""
+        if held.requests:
+            held.idle = asyncio.Event()
+            await held.idle.wait()
+        await held.application.shutdown()
+        measures = held.application.measures()
+        held.application.meter.past.take(Measures(measures.counters, {}, measures.histograms))
+        self._leaving.discard(held)
+        held.application.close()
+        del held
+        await asyncio.get_running_loop().run_in_executor(None, _give_back)
 
-async def _end(held: _Held) -> None:
-    """Shut an application down when its last request has ended."""
-    if held.requests:
-        held.idle = asyncio.Event()
-        await held.idle.wait()
-    await held.application.shutdown()
-    held.application.close()
+
+def _give_back() -> None:
+    """Return what was freed to the machine: glibc keeps it for a thread to come, and each version has threads of its own."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def checked(application: ModelApplication) -> ModelApplication:

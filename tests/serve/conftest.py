@@ -44,7 +44,7 @@ class FakePredictor:
     """Two numbers and a category, three classes; notes the size of each forward pass."""
 
     def __init__(self, task: str = "classification", classes: list[Any] | None = None) -> None:
-        self.name, self.version, self.task = "wine", "3", task
+        self.name, self.version, self.task, self.hash = "wine", "3", task, "0" * 64
         self.classes = classes or ["a", "b", "c"]
         features = [Feature("alcohol", "numeric"), Feature("ash", "numeric", example=2.5)]
         features.append(Feature("colour", "categorical", example="red"))

@@ -141,3 +141,18 @@ def test_a_process_whose_title_lies_over_its_mark_is_found_by_its_logs(title, fo
         process.kill()
         process.wait()
         shutil.rmtree(folder)
+
+
+def test_the_reason_of_a_decision_is_said_in_words():
+    config = pytest.importorskip("ray.serve.config")
+    from seekray_serve.options import autoscaling
+    from seekray_serve.scaling import why
+
+    given = autoscaling({"min": 0, "max": 3, "target": 4, "up_after_s": 5, "down_after_s": 60})
+    assert "policy" not in given  # outside a head of our own
+    own = config.AutoscalingConfig(**given)
+    assert why(0, 1, 1.0, 0.0, own) == "a request came while there was no replica"
+    assert why(1, 2, 7.0, 6.0, own) == "7.0 requests in flight (mean of 5 s) for longer than 5 s; at 4 a replica that is 2"
+    assert why(2, 3, 40.0, 6.0, own).endswith("that is 10, of which 3 are allowed")
+    assert why(3, 2, 9.0, 5.0, own) == "5.0 requests in flight (mean of 5 s) for longer than 60 s; at 4 a replica fewer do"
+    assert why(1, 0, 0.0, 0.0, own) == "no request for longer than 60 s, and min is 0"

@@ -100,16 +100,16 @@ def test_the_new_version_answers_within_seconds_and_a_bad_one_never(flipping, bu
     with Load(f"{url}/numbers/v1/predict", body) as seen:
         for target in ("2", "1", "2"):
             move("numbers", target, where)
-            assert until(version, target) < 5
+            until(version, target, timeout_s=30)  # of a busy machine; the slow test holds it to 5 s
         move("numbers", "3", where)
-        until(lambda: bool(status(where, "numbers")["problem"]), expected=True)
+        until(lambda: bool(status(where, "numbers")["problem"]), expected=True, timeout_s=30)
         time.sleep(1.5)
     assert seen.keys() == {"1", "2"}  # no failure, and never the third
     found = status(where, "numbers")
     assert (found["version"], found["alias"]) == ("2", "champion")
     assert "version 3 does not take over: its answers are not those kept" in found["problem"]
     move("numbers", "2", where)
-    until(lambda: status(where, "numbers")["problem"], None)
+    until(lambda: status(where, "numbers")["problem"], None, timeout_s=30)
 
 
 @pytest.mark.slow
@@ -181,4 +181,4 @@ def test_a_hundred_flips_under_load_without_an_error_or_more_memory(flipping, ch
     print(f"{name}: {sum(seen.values())} answers, slowest flip {slowest:.2f} s, memory {memory}")
     assert seen.keys() == {"1", "2"}
     assert replicas(where, name) == [pid]
-    assert memory[-1] < memory[2] * 1.05
+    assert memory[-1] < memory[2] * 1.03

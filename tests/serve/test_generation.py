@@ -27,7 +27,8 @@ from tests.serving import Server, call
 from seekray.generator import Generator, json_rows
 from seekray.verify import door_of, verify
 from seekray_serve.front import FrontApp
-from seekray_serve.generation import TextApp, load
+from seekray_serve.generate.texts import TextApp
+from seekray_serve.generation import load
 from seekray_serve.lifecycle.doors import generation_doors
 from seekray_serve.options import Limits
 

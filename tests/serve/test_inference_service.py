@@ -13,18 +13,18 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from tests.serve.conftest import FakePredictor
 from tests.serving import call, free_port, listening, sample
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from seekray.errors import UserError
 from seekray.settings import read_settings
-from seekray_serve.http import Application
 from seekray_serve.lifecycle import configuration, deploy, haproxy, instance
 from seekray_serve.lifecycle.ready import ModelToServe
 from seekray_serve.options import Limits
 from seekray_serve.predict.inference_service import InferenceService
 from seekray_serve.prediction import PredictionApp
-from seekray_serve.versions import Versions
+from seekray_serve.versions import ModelApplication, Versions
 
 ROWS = [{"alcohol": 13.2, "ash": 2.0, "colour": "red"}, {"alcohol": 12.0, "ash": None, "colour": "naïve"}]
 
@@ -166,7 +166,9 @@ def test_too_many_rows_another_model_and_no_model_that_predicts(client):
         assert raised.value.status() == "StatusCode.NOT_FOUND"
     with pytest.raises(triton.InferenceServerException, match="here, not"):
         client.get_model_metadata("beer")
-    with Served(Application()) as other, pytest.raises(triton.InferenceServerException, match="does not predict") as raised:
+    nothing = ModelApplication()
+    nothing.loaded = FakePredictor()
+    with Served(nothing) as other, pytest.raises(triton.InferenceServerException, match="does not predict") as raised:
         other.infer("wine", inputs())
     assert raised.value.status() == "StatusCode.UNIMPLEMENTED"
 

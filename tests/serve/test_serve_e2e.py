@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 import urllib.parse
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -20,7 +22,7 @@ from websockets.sync.client import connect
 pytest.importorskip("ray.serve")
 
 from tests import ports
-from tests.serving import Load, call, listening, sample
+from tests.serving import Load, call, listening, sample, until
 
 from seekray.errors import ClusterError
 from seekray.settings import read_settings
@@ -279,6 +281,9 @@ def test_replicas_follow_the_load_without_a_failed_request(served, bundles):
     deploy.up([ModelToServe("wine", "3", bundles["wine"], options)], settings)
     url, body = f"{result['url']}/wine/v1/predict", {"rows": sample(bundles["wine"])[:1]}
 
+    def last() -> dict[str, Any]:
+        return {m["name"]: m for m in deploy.status(settings)["models"]}["wine"]["scaling"]
+
     def wait(replicas: int) -> None:
         deadline = time.monotonic() + 90  # on a busy machine
         while {m["name"]: m["replicas"] for m in deploy.status(settings)["models"]}["wine"] != replicas:
@@ -293,11 +298,36 @@ def test_replicas_follow_the_load_without_a_failed_request(served, bundles):
             counts = _rows_by_replica(settings, "wine")
             time.sleep(1)
             later = _rows_by_replica(settings, "wine")
+            more = last()
         wait(1)
         time.sleep(6)  # until the second replica has left
+        fewer = last()
     assert len(later) == 2
     assert all(later[port] > counts.get(port, 0) for port in later)
     assert few.keys() == many.keys() == {"3"}
+    assert (more["from"], more["to"]) == (1, 2)
+    assert re.match(r"\d+\.\d requests in flight .* for longer than 1 s; at 1.5 a replica that is", more["why"]), more
+    assert (fewer["from"], fewer["to"]) == (2, 1)
+    assert "at least 1 stay" in fewer["why"]
+
+
+@pytest.mark.slow
+def test_from_zero_the_first_request_is_answered(served, bundles):
+    settings, result = served
+    options = {"autoscaling": {"min": 0, "max": 1, "target": 2, "up_after_s": 0, "down_after_s": 1}}
+    deploy.up([ModelToServe("wine", "4", bundles["wine"], options)], settings)
+
+    def state() -> dict[str, Any]:
+        return {m["name"]: m for m in deploy.status(settings)["models"]}["wine"]
+
+    for _ in range(2):
+        until(lambda: state()["replicas"], 0, timeout_s=60)
+        time.sleep(8)  # until the last has left, and HAProxy knows
+        assert (state()["scaling"]["to"], state()["scaling"]["why"][:21]) == (0, "no request for longer")
+        status, answer = call(f"{result['url']}/wine/v1/predict", {"rows": sample(bundles["wine"])})
+        assert (status, answer["version"]) == (200, "4")
+        until(lambda: (state()["scaling"]["from"], state()["scaling"]["to"]), (0, 1), timeout_s=5)
+        assert state()["scaling"]["why"] == "a request came while there was no replica"
 
 
 def _replicas(settings, name: str) -> list[str]:

@@ -104,12 +104,17 @@ def curl(url: str, model: ModelToServe, asks: bool = False) -> str:
 def _text(found: dict[str, Any]) -> str:
     if not found["models"]:
         return "nothing is served; start with: seekray serve up MODEL"
-    rows = [[m["name"], m["version"], m["state"], m["replicas"], m["url"]] for m in found["models"]]
-    return (
-        table(rows, ["model", "version", "state", "replicas", "url"])
-        + f"\nfront door: {found['url']}"
-        + (f"\ngRPC: {found['grpc']}, with the model's name as the header 'application'" if "grpc" in found else "")
-    )
+    named = {m["name"]: f"{m['name']}@{m['alias']}" if m["alias"] else m["name"] for m in found["models"]}
+    rows = [[named[m["name"]], m["version"], m["state"], m["replicas"], m["url"]] for m in found["models"]]
+    lines = [table(rows, ["model", "version", "state", "replicas", "url"]), f"front door: {found['url']}"]
+    if "grpc" in found:
+        lines.append(f"gRPC: {found['grpc']}, with the model's name as the header 'application'")
+    for m in found["models"]:
+        if last := m["scaling"]:
+            lines.append(f"{m['name']}: {last['from']} → {last['to']} replicas at {last['at']}: {last['why']}")
+        if m["problem"]:
+            lines.append(f"{m['name']}: {m['problem']}")
+    return "\n".join(lines)
 
 
 @app.command(epilog=example("seekray serve status --json"))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.parse
 from dataclasses import dataclass
+from pathlib import Path
 
 from seekray.errors import ClusterError
 from seekray_serve.keys import operators_key, ray_token
@@ -23,9 +24,9 @@ _ASK = (
 
 @dataclass(frozen=True)
 class Target:
-    """Where to deploy: the dashboard, what Serve is told to bind, the address for clients, the
-    one by which a process in the cluster reaches the ingress, what is bound for clients, the port of
-    its gRPC (0: none), and the key that its endpoints take from whoever deploys."""
+    """Where to deploy: the dashboard, what Serve is told to bind, the address for clients, the one by which a process in the
+    cluster reaches the ingress, what is bound for clients, the port of its gRPC (0: none), the key that its endpoints take
+    from whoever deploys, and the file of its HAProxy's limits, if that is ours."""
 
     dashboard: Dashboard
     host: str
@@ -35,6 +36,7 @@ class Target:
     public: str
     grpc_port: int = 0
     key: str | None = None
+    limits_file: Path | None = None
 
 
 def find_cluster(address: str, host: str | None, port: int | None) -> Target:

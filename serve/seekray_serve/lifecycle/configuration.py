@@ -9,11 +9,12 @@ from typing import Any
 
 from seekray.errors import UserError
 from seekray_serve.lifecycle.ready import FRONT, ModelToServe, import_path
-from seekray_serve.options import check_options, own_module
+from seekray_serve.options import check_options, limits, own_module
 
 FRONT_PATH = "seekray_serve.front:build"
 # What Serve's gRPC servers are told to listen for; the replicas answer it (`predict/inference_service.py`).
 SERVICER = "seekray_serve.predict.inference_service.add_to_server"
+RUNNING = 16  # texts that are made together
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 # First segments of the front door's own paths, and its application's name.
 _RESERVED = frozenset(("v1", "v2", "docs", "healthz", FRONT))
@@ -43,6 +44,16 @@ def application(model: ModelToServe) -> dict[str, Any]:
 def front(url: str) -> dict[str, Any]:
     """The front door's application."""
     return {"name": FRONT, "route_prefix": "/", "import_path": FRONT_PATH, "args": {"url": url}}
+
+
+def in_flight(app: Mapping[str, Any]) -> int | None:
+    """The requests that a replica of a model may have: those that wait, and those of the running batch. None: any number."""
+    if app.get("import_path") in (None, FRONT_PATH) or not str(app["import_path"]).startswith("seekray_serve."):
+        return None
+    given = limits(app["args"])
+    if given.max_queued_requests < 0:
+        return None
+    return given.max_queued_requests + max(RUNNING, min(given.max_queued_requests, given.max_batch_rows))
 
 
 def whole(applications: list[dict[str, Any]], host: str, port: int, grpc_port: int = 0) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def apply(
             if whole.keys() != deployed.keys() or any(
                 not configuration.same(deployed[name], app) for name, app in whole.items()
             ):
-                target.dashboard.deploy(configuration.whole(list(whole.values()), target.host, target.port, target.grpc_port))
+                place.deploy(target, list(whole.values()))
                 deployed.clear()
                 deployed.update(whole)
 

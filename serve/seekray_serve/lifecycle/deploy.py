@@ -60,7 +60,7 @@ def up(
             wanted = with_auth({FRONT: configuration.front(target.inner_url), **deployed, **new}, auth)
             if any(not configuration.same(deployed.get(name), app) for name, app in wanted.items()):
                 changed = True
-                target.dashboard.deploy(configuration.whole(list(wanted.values()), target.host, target.port, target.grpc_port))
+                place.deploy(target, list(wanted.values()))
             if failed := wait(target, models, lambda: describe(target), timeout_s):
                 raise ClusterError("; ".join(failed.values()))
             return status_of(target)
@@ -68,9 +68,7 @@ def up(
             if fresh:
                 place.stop(settings.home)
             elif changed:
-                target.dashboard.deploy(
-                    configuration.whole(list(deployed.values()), target.host, target.port, target.grpc_port)
-                )
+                place.deploy(target, list(deployed.values()))
             raise
 
 
@@ -91,7 +89,7 @@ def down(settings: Settings, *, address: str | None = None) -> dict[str, Any]:
                 target.dashboard.delete()
             elif ours:  # what `serve.run` deployed has no configuration, and stays without being named
                 rest = [app for name, app in place.deployed(target).items() if name not in ours]
-                target.dashboard.deploy(configuration.whole(rest, target.host, target.port))
+                place.deploy(target, rest)
             return {"stopped": ours}
         running = place.running(settings, None)  # None also after a crash: what is left of it ends too
         names = sorted(describe(running)) if running else []

@@ -26,6 +26,7 @@ from pathlib import Path
 from seekray.errors import ClusterError, UserError
 from seekray_serve.lifecycle import haproxy
 from seekray_serve.options import DRAIN_S
+from seekray_serve.options import INSTANCE_MARK as MARK
 
 LOOPBACK = "127.0.0.1"
 WILDCARDS = ("0.0.0.0", "::", "")
@@ -33,7 +34,6 @@ WILDCARDS = ("0.0.0.0", "::", "")
 # with it the GCS, the raylet, the workers and the metrics exporters all stay on loopback. A driver
 # that joins needs it too, or it looks for the GCS at the machine's address.
 STAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-MARK = "SEEKRAY_INSTANCE"
 REPLICA_PORTS = 200
 # Request bodies up to this size are kept by HAProxy until they are answered, so that it can ask another replica.
 RETRIED_BYTES = 2**17

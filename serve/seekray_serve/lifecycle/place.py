@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from seekray.errors import ClusterError, UserError
 from seekray_serve.keys import operators_key
-from seekray_serve.lifecycle import haproxy
+from seekray_serve.lifecycle import configuration, haproxy
 from seekray_serve.lifecycle import instance as instances
 from seekray_serve.lifecycle.cluster import Target, find_cluster
 from seekray_serve.lifecycle.dashboard import Dashboard
@@ -26,6 +27,16 @@ def deployed(target: Target) -> dict[str, dict[str, Any]]:
     """The configuration of every application that is there, also of others' on a shared cluster."""
     described = target.dashboard.applications()["applications"]
     return {name: app["deployed_app_config"] for name, app in described.items() if app.get("deployed_app_config")}
+
+
+def deploy(target: Target, applications: list[dict[str, Any]]) -> None:
+    """Make these the whole of what is deployed."""
+    if target.limits_file is not None:  # before the replicas, with which HAProxy reads it
+        limits = {app["route_prefix"]: most for app in applications if (most := configuration.in_flight(app)) is not None}
+        draft = target.limits_file.with_suffix(".draft")
+        draft.write_text(json.dumps(limits))
+        draft.replace(target.limits_file)
+    target.dashboard.deploy(configuration.whole(applications, target.host, target.port, target.grpc_port))
 
 
 def check_grpc(port: int | None, address: str | None, consent: bool) -> None:
@@ -102,7 +113,11 @@ def _own(instance: instances.Instance) -> Target:
     inner = instances.LOOPBACK if haproxy.find_binary() else instance.host
     dashboard = Dashboard(instance.dashboard, instance.token)
     key = operators_key(instance.token)
-    return Target(dashboard, inner, instance.port, instance.url, instance.url, instance.host, instance.grpc_port, key)
+    limits = Path(instance.folder) / "h" / haproxy.LIMITS
+    file = limits if limits.parent.is_dir() else None
+    return Target(
+        dashboard, inner, instance.port, instance.url, instance.url, instance.host, instance.grpc_port, key, file
+    )  # fmt: skip
 
 
 def _alive(instance: instances.Instance) -> bool:

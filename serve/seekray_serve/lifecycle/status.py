@@ -6,10 +6,12 @@ import json
 import urllib.parse
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from seekray_serve.lifecycle import configuration
 from seekray_serve.lifecycle.cluster import Target
+from seekray_serve.scaling import WHO
 
 BOARD_TIMEOUT_S = 5.0
 
@@ -24,7 +26,8 @@ def status(target: Target) -> dict[str, Any]:
     """`{url, models: [{name, version, url, state, replicas, alias, problem, …}]}`.
 
     version: of the answers; where replicas differ for a moment, those of all. alias: the one that is followed, None where
-    none is; problem: why something is not as it was asked for, in words.
+    none is; problem: why something is not as it was asked for, in words. scaling: the last decision of the autoscaler,
+    `{at, from, to, why}`, None where there was none.
     """
     board = _board(target)
     models = []
@@ -44,11 +47,17 @@ def status(target: Target) -> dict[str, Any]:
                 "state": app["status"].lower(),
                 "replicas": len(replicas),
                 "alias": (config["args"].get("follow") or {}).get("alias"),
+                "scaling": said.get(WHO) if _scales(config["args"]) else None,
                 "problem": next((state["problem"] for state in told if state["problem"]), None),
             }
         )
     grpc = {"grpc": f"{urllib.parse.urlsplit(target.url).hostname}:{target.grpc_port}"} if target.grpc_port else {}
     return {"url": target.url, **grpc, "models": models}
+
+
+def _scales(args: Mapping[str, Any]) -> bool:
+    scaling = args.get("autoscaling") or {}
+    return bool(scaling.get("max", 1) != scaling.get("min", 1))
 
 
 def _board(target: Target) -> dict[str, Any]:

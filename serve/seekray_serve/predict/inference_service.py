@@ -7,6 +7,7 @@ applications at one address and wants to be told which (`headers={"application":
 from __future__ import annotations
 
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -71,12 +72,16 @@ class InferenceService:
             app = _predicting(held, grpc_context)
             if app is None:
                 return pb.ModelInferResponse()
+            start, status = time.perf_counter(), 200
             try:
                 if error := _missing(app, request):
                     raise error
                 return await _infer(app, request)
             except Exception as error:
+                status = getattr(error, "http_status", 500)
                 return _refused(grpc_context, error, pb.ModelInferResponse())
+            finally:
+                app.meter.request("ModelInfer", status, time.perf_counter() - start)
 
 
 def _predicting(application: ModelApplication, grpc_context: Any) -> PredictionApp | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from seekray_serve.openai_api import Asked
+from seekray_serve.generate.openai_api import Asked
 
 if TYPE_CHECKING:
     from seekray.models.text_engine import Piece
