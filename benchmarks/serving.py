@@ -16,11 +16,13 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ def peers(bundle: Path, folder: Path, rows: list[Any], rounds: int, seconds: int
 
 
 def turns(
-    targets: dict[str, tuple[str, Path]], connections: tuple[int, ...], rounds: int, seconds: int
+    targets: Mapping[str, tuple[str, Path | None]], connections: tuple[int, ...], rounds: int, seconds: int
 ) -> dict[str, dict[int, list[Load]]]:
     """Each server's runs of wrk, one server after the other, again and again."""
     for url, body in targets.values():  # first times are paid here
@@ -100,16 +102,14 @@ def replicas(bundle: Path, folder: Path, rows: list[Any], rounds: int, seconds: 
         "1 row": script(folder, "row", JSON, json.dumps({"rows": rows[:1]}).encode()),
         "64 rows": script(folder, "rows", JSON, json.dumps({"rows": many}).encode()),
     }
-    found: dict[str, dict[str, list[Load]]] = {name: {"1": [], "2": []} for name in bodies}
     with ExitStack() as stack:
-        urls = {str(count): stack.enter_context(served(bundle, folder / str(count), num_replicas=count))[0] for count in (1, 2)}
-        for url in urls.values():
-            wrk(f"{url}/bench/v1/predict", 32, 2, bodies["1 row"])
-        for _ in range(rounds):
-            for name, body in bodies.items():
-                for count, url in urls.items():
-                    found[name][count].append(wrk(f"{url}/bench/v1/predict", 32, seconds, body))
-    return found
+        urls = {count: stack.enter_context(served(bundle, folder / str(count), num_replicas=count))[0] for count in (1, 2)}
+        targets = {
+            f"{name}, {count}": (f"{url}/bench/v1/predict", body)
+            for name, body in bodies.items()
+            for count, url in urls.items()
+        }
+        return turns(targets, (32,), rounds, seconds)
 
 
 def arrow(bundle: Path, folder: Path, rows: list[Any], rounds: int, seconds: int) -> dict[str, Any]:
@@ -139,17 +139,14 @@ def stages(bundle: Path, folder: Path, rows: list[Any], rounds: int, seconds: in
     """Where the microseconds of a lone request of one row go."""
     body = json.dumps({"rows": rows[:1]}).encode()
     row = script(folder, "row", JSON, body)
-    hops: dict[str, list[Load]] = {"socket": [], "serve": [], "all": [], "whole": []}
     with ExitStack() as stack:
         url, [direct, *_] = stack.enter_context(served(bundle, folder))
         alone = stack.enter_context(servers.uvicorn("ours", bundle)).removesuffix("/v1/predict")
-        empty = {"socket": f"{alone}/healthz", "serve": f"http://{direct}/bench/healthz", "all": f"{url}/bench/healthz"}
-        wrk(f"{url}/bench/v1/predict", 8, 2, row)
-        for _ in range(rounds):
-            for name, target in empty.items():
-                hops[name].append(wrk(target, 1, seconds, None))
-            hops["whole"].append(wrk(f"{url}/bench/v1/predict", 1, seconds, row))
-    found = {name: median(loads, "p50_us") for name, loads in hops.items()}
+        hops: dict[str, tuple[str, Path | None]] = {
+            "socket": (f"{alone}/healthz", None), "serve": (f"http://{direct}/bench/healthz", None),
+            "all": (f"{url}/bench/healthz", None), "whole": (f"{url}/bench/v1/predict", row),
+        }  # fmt: skip
+        found = {name: median(runs[1], "p50_us") for name, runs in turns(hops, (1,), rounds, seconds).items()}
     split = {"socket and uvicorn": found["socket"], "Serve's replica wrapper": found["serve"] - found["socket"]}
     split |= {"HAProxy": found["all"] - found["serve"], **in_process(bundle, body)}
     split["the rest (waking up, batching)"] = found["whole"] - sum(split.values())
@@ -244,9 +241,10 @@ def report(found: dict[str, Any]) -> str:
         out.append(f"wrk took {cores:.2f} cores beside seekray at 32 connections\n")
     if "replicas" in found:
         out.append("| request | 1 replica, requests/s | 2 replicas | ratio | wrk's cores (of all) |\n|---|---|---|---|---|")
-        for name, runs in found["replicas"].items():
-            one, two = (median(runs[count], "rate") for count in "12")
-            share = " and ".join(f"{median(runs[count], 'cores'):.2f}" for count in "12")
+        for name in ("1 row", "64 rows"):
+            runs = [found["replicas"][f"{name}, {count}"][32] for count in (1, 2)]
+            one, two = (median(run, "rate") for run in runs)
+            share = " and ".join(f"{median(run, 'cores'):.2f}" for run in runs)
             met = _met(two / one >= REPLICAS)
             out.append(f"| {name} | {one:,.0f} | {two:,.0f} | {two / one:.2f} (target {REPLICAS}, {met}) | {share} |")
         out.append("")
@@ -280,6 +278,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started ends then too
     if not shutil.which("wrk"):
         raise SystemExit("wrk is not installed; on Debian: apt-get install wrk")
     found: dict[str, Any] = {"host": socket.gethostname(), "cores": os.cpu_count(), "load": os.getloadavg()}
