@@ -54,7 +54,7 @@ def follow_arguments(model: str, alias: str, where: Settings) -> dict[str, Any]:
 
 
 class Registry:
-    """Asks the registry for the replicas of a node. idle_s: its process, which is its alone, ends when nobody has asked so long."""
+    """Asks the registry for the replicas of a node. idle_s: its process, its alone, ends when nobody has asked so long."""
 
     def __init__(self, idle_s: float | None = None) -> None:
         self._asked = time.monotonic()
