@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from seekray_serve import playground
 from seekray_serve.auth import Asgi, guarded
 from seekray_serve.http import (
-    HTML,
     OPENAI_PATHS,
     Application,
     Headers,
@@ -34,7 +34,7 @@ from seekray_serve.http import (
 )
 from seekray_serve.keys import operators_key, ray_token
 from seekray_serve.metrics import CONTENT_TYPE, Board, with_own
-from seekray_serve.openapi import STYLE, listed
+from seekray_serve.openapi import listed
 from seekray_serve.options import DRAIN_S, Limits
 from seekray_serve.relay import relay
 from seekray_serve.sockets import Socket
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 NAME = "front"
 # What asks for no key: the page itself holds nothing of the models.
-PUBLIC = frozenset(("/", "/healthz"))
+PUBLIC = frozenset((*playground.FILES, "/healthz"))
 _FORWARDED = (b"content-type", b"content-encoding", b"accept", b"inference-header-content-length", b"authorization")
 _RETURNED = ("content-type", "inference-header-content-length", "retry-after", "allow", "seekray-model", "seekray-version")
 _CATALOGUE_S = 1.0
@@ -69,8 +69,7 @@ class FrontApp(Application):
         self._session: aiohttp.ClientSession | None = None
         self._catalogue: tuple[float, list[dict[str, Any]]] = (0.0, [])
         self._lock = asyncio.Lock()
-        self.add("GET", "/", self.playground)
-        self.add("GET", "/docs", self.playground)
+        playground.add(self)
         self.add("GET", "/healthz", self.health)
         self.add("GET", "/v1/models", self.models)
         self.add("GET", "/v1/status", self.status)
@@ -177,10 +176,6 @@ class FrontApp(Application):
         """The model list of Triton's clients."""
         found = await self.catalogue()
         return json_response([{"name": m["name"], "version": m["version"], "state": "READY"} for m in found])
-
-    async def playground(self, scope: Scope, receive: Receive) -> Response:
-        """A page to try the models on."""
-        return Response(_PAGE, content_type=HTML)
 
     async def fallback(self, path: str, scope: Scope, receive: Receive) -> Response:
         """Forward a model's path, describe a model, or say what there is."""
@@ -314,33 +309,3 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=DRAIN_S,
     )(serve.ingress()(Front)).bind()
-
-
-_PAGE = (
-    """<!doctype html><html lang="en"><meta charset="utf-8"><title>seekray</title>
-<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><style>"""
-    + STYLE
-    + """</style>
-<h1>seekray</h1><p><a href="/v1/models">Catalogue</a> · <a href="/v2">Open Inference Protocol</a></p>
-<p><label>Model <select id="model"></select></label> <a id="docs" href="#">documentation</a></p>
-<textarea id="body" spellcheck="false" aria-label="request"></textarea>
-<p><button id="send">Send</button></p><pre id="answer" aria-live="polite"></pre>
-<script>
-const $ = id => document.getElementById(id); let models = [];
-const show = () => { const m = models[$("model").selectedIndex]; if (!m) return;
-  $("body").value = JSON.stringify(m.example, null, 1); $("docs").href = m.path + "/docs"; };
-$("model").onchange = show;
-$("send").onclick = async () => {
-  const m = models[$("model").selectedIndex];
-  const r = await fetch(m.path + m.endpoint,
-    {method: "POST", headers: {"content-type": "application/json"}, body: $("body").value});
-  const text = await r.text();
-  try { $("answer").textContent = r.status + "\\n" + JSON.stringify(JSON.parse(text), null, 1); }
-  catch { $("answer").textContent = r.status + "\\n" + text; }
-};
-(async () => { models = (await (await fetch("/v1/models")).json()).models;
-  for (const m of models) $("model").add(new Option(m.name + (m.version ? " " + m.version : ""), m.name));
-  if (!models.length) $("answer").textContent = "no model answers; serve one with: seekray serve up MODEL";
-  show(); })();
-</script></html>"""
-).encode()

@@ -21,6 +21,9 @@ def describe(generator: Generator, endpoint: str, example: dict[str, Any]) -> di
         "classes": None,
         "endpoint": endpoint,
         "example": example,
+        # What may be asked for beside the example: columns of a condition, and whether it reads messages.
+        "conditions": list(getattr(generator.schema, "conditions", None) or []),
+        "chat": getattr(generator.schema, "chat_template", None) is not None,
     }
 
 
