@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from seekray_serve.front import FrontApp
-
 ROW = {"alcohol": 13.2, "ash": 2.1, "colour": "red"}
 
 
@@ -284,15 +282,6 @@ def test_the_documentation_names_the_features_and_its_example_works(predictor, s
     assert all(name in text for name in ROW)
     only_from_here(text)
     assert model.json()["classes"] == ["a", "b", "c"]
-
-
-def test_the_playground_fetches_nothing_from_elsewhere():
-    async def scenario():
-        return await FrontApp("http://127.0.0.1:1").playground({}, None)
-
-    text = asyncio.run(scenario()).body.decode()
-    assert "/v1/models" in text
-    only_from_here(text)
 
 
 def only_from_here(page: str) -> None:
