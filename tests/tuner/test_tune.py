@@ -274,6 +274,34 @@ def test_a_search_may_end_by_its_time_or_on_a_plateau(tmp_path: Path, untracked:
     assert sum(t["number"] > done.best["number"] and t["status"] == "finished" for t in done.trials) >= 2
 
 
+@pytest.mark.slow
+def test_a_trial_of_two_workers_is_the_same_as_one_of_one(tmp_path: Path, untracked: None) -> None:
+    """It stops at a comparison and goes on, in another Ray Train."""
+    space = {"training.lr": {"choice": [0.03]}, "training.seed": {"choice": [3]}}
+    found = []
+    for workers in (1, 2):
+        given = searched(tmp_path, searcher="grid", trials=1, grace=3, space=space)
+        given = with_values(given, {"resources.workers": workers}).model_copy(update={"tune": given.tune})
+        done = tuner.tune(given, settings())
+        assert [(t["status"], t["epoch"]) for t in done.trials] == [("finished", 6)]
+        last = Checkpoints(Storage(settings().storage).child("runs").child(done.best["run_id"])).latest()
+        assert last is not None
+        assert last.state["world_size"] == workers
+        found.append((done.best, last))
+    (one, single), (two, double) = found
+    assert two["value"] == pytest.approx(one["value"], rel=1e-5)
+    same(single, double, "weights/", 1e-5)
+
+
+def test_a_split_without_validation_rows_is_told_before_anything_starts(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a,part,y\n" + "".join(f"{i},{'test' if i % 4 == 0 else 'train'},{i % 2}\n" for i in range(40)))
+    data = {"target": "y", "features": None, "split": {"kind": "column", "by": "part"}}
+    given = experiment(table, data=data, tune={"space": {"training.lr": {"choice": [0.1]}}})
+    with pytest.raises(ConfigError, match="the split leaves none"):
+        tuner.tune(given, settings())
+
+
 def test_an_experiment_without_a_search_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tune: is missing"):
         tuner.tune(experiment(write_table(tmp_path / "table.csv")), settings())

@@ -84,11 +84,18 @@ def tune(
         packages()  # told before anything starts
     progress = progress or Progress(quiet=True)
     data = Datasets(settings, kept=4 + len(experiment.tune.repetitions(0)))
+    folded = experiment.tune.repeat is not None and experiment.tune.repeat.folds is not None
     given, experiment = experiment, with_base(experiment, settings)
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as ray:
         reading = pool.submit(data.prepare, experiment)
         ray.enter_context(connect())
         check_size(experiment, reading.result())
+        if not folded and not len(reading.result().validation):
+            raise ConfigError(
+                "tune compares trials on validation rows, and the split leaves none; give data.split.validation a fraction, "
+                "or with kind: column some rows the value validation",
+                field="data.split",
+            )
         return _tune(given, experiment, settings, data, progress, source, resume, ray.close)
 
 
