@@ -135,15 +135,6 @@ def transformers_serve(folder: Path) -> Any:
     """`transformers serve` with its continuous batching."""
     port = instance.free_ports(1)[0]
     command = [str(Path(sys.executable).parent / "transformers"), "serve", str(folder / "llama"), "--port", str(port)]
-    command += [
-        "--host",
-        "127.0.0.1",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--continuous-batching",
-        "--log-level",
-        "warning",
-    ]
-    return process(command, port, folder)
+    # By default its cache takes more than half of the machine's memory.
+    asked = "--host 127.0.0.1 --device cpu --dtype float32 --continuous-batching --cb-max-memory-percent 0.05"
+    return process([*command, *asked.split()], port, folder)

@@ -22,6 +22,7 @@ import asyncio
 import itertools
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -205,10 +206,9 @@ def measure(folder: Path, rounds: int, parts: list[str], seconds: float) -> dict
             "FastAPI": {"url": stack.enter_context(servers.uvicorn("wrapper", folder)) + "/v1/completions", "asked": theirs},
         }  # fmt: skip
         try:
-            known["transformers serve"] = {
-                "url": stack.enter_context(servers.transformers_serve(folder)) + "/v1/completions",
-                "asked": hf,
-            }
+            if "streams" in parts:
+                theirs_url = stack.enter_context(servers.transformers_serve(folder))
+                known["transformers serve"] = {"url": f"{theirs_url}/v1/completions", "asked": hf}
         except SystemExit as error:
             print(error, file=sys.stderr)
         for server in known.values():
@@ -330,6 +330,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, help="write the load's curve here")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers end too
     with tempfile.TemporaryDirectory() as name:
         result = measure(Path(name), given.rounds, given.parts, given.seconds)
     if given.plot and "load" in result:

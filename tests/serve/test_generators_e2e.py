@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import shutil
 import subprocess
+from typing import Literal
 
 import numpy
 import openai
@@ -14,7 +16,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import csv
-from small_lm import untrained
+from pydantic import BaseModel, ConfigDict
+from small_lm import untrained, write_bundle
 from tests.serving import call, free_port
 
 from seekray.generator import Generator, json_rows
@@ -31,7 +34,7 @@ ARROW = "application/vnd.apache.arrow.stream"
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A generator of rows, one of images, and a net that reads images; their bundles and the address."""
+    """A generator of rows, one of images, one that chats, and a net that reads images; their bundles and the address."""
     folder = tmp_path_factory.mktemp("models")
     for side, columns in (("left", slice(0, 4)), ("right", slice(4, 8))):
         (folder / "pictures" / side).mkdir(parents=True)
@@ -55,6 +58,8 @@ def served(tmp_path_factory):
     from seekray.experiment_file import validate
     from seekray.trainer import train
 
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    bundles["talk"] = write_bundle(folder / "bundles/talk", "", template, context_length=256)
     bundles["which"] = train(validate(net), read_settings({"SEEKRAY_HOME": str(folder / "train")})).bundle
     settings = read_settings({"SEEKRAY_HOME": str(folder / "home")})
     result = deploy.up([ModelToServe(name, "1", bundle) for name, bundle in bundles.items()], settings, port=free_port())
@@ -91,6 +96,47 @@ def test_images_by_openais_client(served, prefix):
     assert [base64.b64decode(image.b64_json) for image in found.data] == want
     with pytest.raises(openai.BadRequestError):
         client.images.generate(model="sides", prompt="up")
+
+
+class Wine(BaseModel):
+    """What an answer has to be."""
+
+    model_config = ConfigDict(extra="forbid")
+    dry: bool
+    marks: list[Literal[1, 2]]
+
+
+@pytest.mark.parametrize("prefix", ["", "/talk"])
+def test_a_chat_by_openais_client(served, prefix):
+    url, bundles = served
+    generator = Generator.load(bundles["talk"])
+    client = openai.OpenAI(base_url=f"{url}{prefix}/v1", api_key="none", max_retries=0)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "größer?"}]}]
+    request = {"model": "talk", "messages": messages, "seed": 4, "max_completion_tokens": 40}
+    whole = client.chat.completions.create(**request, n=2)
+    ids = generator.schema.encode_chat([messages[0], {"role": "user", "content": "größer?"}])
+    want = generator.generate([ids], max_tokens=40, seed=4, n=2)
+    assert [c.message.content for c in whole.choices] == want["text"].to_pylist()
+    assert whole.usage.prompt_tokens == len(ids)
+    events = list(client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.delta.content or "" for e in events for c in e.choices) == whole.choices[0].message.content
+    assert events[-1].usage.completion_tokens == want["tokens"].to_pylist()[0]
+    parsed = client.chat.completions.parse(**request | {"max_completion_tokens": 200}, response_format=Wine)
+    assert isinstance(parsed.choices[0].message.parsed, Wine)
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.chat.completions.create(**request, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert (raised.value.param, raised.value.type) == ("tools", "invalid_request_error")
+
+    async def many() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{url}{prefix}/v1", api_key="none", max_retries=0) as asker:
+
+            async def one() -> str:
+                stream = await asker.chat.completions.create(**request, stream=True)
+                return "".join([c.delta.content or "" async for e in stream for c in e.choices])
+
+            return list(await asyncio.gather(*(one() for _ in range(6))))
+
+    assert set(asyncio.run(many())) == {whole.choices[0].message.content}
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
