@@ -8,7 +8,7 @@ import sys
 ALL = (
     "data", "training", "training_lm", "startup", "serving", "batch_predict", "quality", "quality_images",
     "quality_rec", "training_rec", "quality_lm",
-    "quality_gen", "init_defaults", "generation", "tuning",
+    "quality_gen", "init_defaults", "generation", "generation_serving", "tuning",
 )  # fmt: skip
 
 

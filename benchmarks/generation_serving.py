@@ -1,16 +1,15 @@
 """Serving texts: our endpoint at 16 streams and at one, beside the offline generator, FastAPI around `transformers.generate`
 and `transformers serve`; what a long prompt costs the others; latency by offered load.
 
-    python -m benchmarks.generation_serving [--rounds 3] [--parts streams delay load] [--plot FILE] [--json]
+    python -m benchmarks.generation_serving [--rounds 3] [--parts streams transformers delay load] [--plot FILE] [--json]
 
 The Llama of 5.3 million parameters of `benchmarks.generation`, float32, one torch thread each, random prompts of 16 tokens (no
 two begin alike), greedy, 32 to 96 new tokens (64 in the mean). A token is a character, so the client counts what it gets.
 All servers run at the same time and take turns; the client shares their cores. `seekray` is the endpoint behind Ray Serve
 and HAProxy, `replica` the same application on uvicorn alone.
 
-`transformers serve` runs where `accelerate` is installed.
-
 * streams: tokens/s and time to the first token with one stream and with 16, each asking again when it has its answer.
+* transformers: `transformers serve` among them, where `accelerate` is installed.
 * delay: 15 texts are being made when a prompt of 512 tokens comes; how much later than usual their next tokens are.
 * load: requests come at random (Poisson) at a fixed rate whether or not earlier ones are done; the whole answer's time.
 """
@@ -206,7 +205,7 @@ def measure(folder: Path, rounds: int, parts: list[str], seconds: float) -> dict
             "FastAPI": {"url": stack.enter_context(servers.uvicorn("wrapper", folder)) + "/v1/completions", "asked": theirs},
         }  # fmt: skip
         try:
-            if "streams" in parts:
+            if "transformers" in parts:
                 theirs_url = stack.enter_context(servers.transformers_serve(folder))
                 known["transformers serve"] = {"url": f"{theirs_url}/v1/completions", "asked": hf}
         except SystemExit as error:
@@ -326,7 +325,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of each point of the load's curve")
-    parser.add_argument("--parts", nargs="+", choices=("streams", "delay", "load"), default=["streams", "delay", "load"])
+    parts = ("streams", "transformers", "delay", "load")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--plot", type=Path, help="write the load's curve here")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
