@@ -19,6 +19,7 @@ import psutil
 import uvicorn
 
 from seekray.settings import Settings
+from seekray_serve.http import Application, json_response
 from seekray_serve.lifecycle import instance, place
 
 
@@ -161,3 +162,43 @@ def remove(where: Settings, name: str) -> None:
     place.deploy(target, rest)
     until(lambda: call(f"{target.url}/{name}/healthz")[0], 404, timeout_s=30)
     until(lambda: name in [m["name"] for m in call(f"{target.url}/v1/models")[1]["models"]], expected=False, timeout_s=30)
+
+
+class Ingress:
+    """What HAProxy is to the front door: models by prefix, all in one process."""
+
+    def __init__(self) -> None:
+        self.models: dict[str, Any] = {}
+        self.front: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await Lifespan([*self.models.values(), self.front])(scope, receive, send)
+            return
+        if scope["path"] == "/-/routes":
+            await json_response({f"/{name}": name for name in self.models}).send(send)
+            return
+        name = scope["path"].split("/")[1]
+        if name in self.models:
+            scope = {**scope, "root_path": f"/{name}"}
+        await self.models.get(name, self.front)(scope, receive, send)
+
+
+class Lifespan(Application):
+    """Starts and stops several applications."""
+
+    def __init__(self, apps: list[Any]) -> None:
+        super().__init__()
+        self.apps = apps
+
+    async def startup(self) -> None:
+        for app in self.apps:
+            if isinstance(app, Application):
+                await app.startup()
+            else:
+                app.refresh()
+
+    async def shutdown(self) -> None:
+        for app in self.apps:
+            if isinstance(app, Application):
+                await app.shutdown()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from seekray_serve import playground
+from seekray_serve import front_docs, playground
 from seekray_serve.auth import Asgi, guarded
 from seekray_serve.http import (
     OPENAI_PATHS,
@@ -70,6 +70,7 @@ class FrontApp(Application):
         self._catalogue: tuple[float, list[dict[str, Any]]] = (0.0, [])
         self._lock = asyncio.Lock()
         playground.add(self)
+        self.add("GET", "/openapi.json", self.openapi_document)
         self.add("GET", "/healthz", self.health)
         self.add("GET", "/v1/models", self.models)
         self.add("GET", "/v1/status", self.status)
@@ -158,6 +159,11 @@ class FrontApp(Application):
         if answer.content_type == EVENTS.decode():
             return EventStream(_whole_events(answer), receive, answer.close, path)
         return _returned(answer.status, answer.headers, await _read(answer))
+
+    async def openapi_document(self, scope: Scope, receive: Receive) -> Response:
+        """The OpenAPI document."""
+        paths = [(m, path) for path, methods in self.routes.items() for m in methods if m != "HEAD"]
+        return json_response(front_docs.document(paths))
 
     async def server(self, scope: Scope, receive: Receive) -> Response:
         """Open Inference Protocol's server metadata."""

@@ -11,6 +11,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from seekray_serve import operations
+from seekray_serve.operations import ARROW, BYTES, OBJECT, json_of, posted, ref, typed_object
+
 if TYPE_CHECKING:
     from seekray.loaded import LoadedModel
     from seekray.predictor import Predictor
@@ -31,32 +34,6 @@ _TYPES: dict[str, dict[str, Any]] = {
         "description": "steps in their order: numbers, or lists of a number a channel",
     },
     "characters": {"type": ["string", "null"]},
-}
-
-
-def _ref(name: str) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def typed_object(properties: dict[str, Any]) -> dict[str, Any]:
-    """An object that has all of these."""
-    return {"type": "object", "properties": properties, "required": list(properties)}
-
-
-def content(name: str, example: Any = None) -> dict[str, Any]:
-    """JSON of a schema's name."""
-    media: dict[str, Any] = {"schema": _ref(name)}
-    if example is not None:
-        media["example"] = example
-    return {"application/json": media}
-
-
-ERROR = typed_object({"error": typed_object({
-    "code": {"type": "string"}, "message": {"type": "string"}, "field": {"type": ["string", "null"]},
-})})  # fmt: skip
-WRONG = {
-    "4XX": {"description": "the request is wrong", "content": content("Error")},
-    "429": {"description": "too many requests wait; see Retry-After", "content": content("Error")},
 }
 
 
@@ -103,12 +80,14 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
         value = {"type": "number"}
     if predictor.task in ("multilabel", "labelling", "forecast"):
         value = {"type": "array", "items": value}
+    # All of the same length, which a schema cannot say.
+    columns = {name: {"type": "array", "minItems": 1, "items": features[name]} for name in names}
     schemas = {
         "Row": {"type": "object", "properties": features, "required": names, "additionalProperties": False},
         "Request": {
             "oneOf": [
-                typed_object({"rows": {"type": "array", "minItems": 1, "items": _ref("Row")}}),
-                typed_object({"columns": typed_object({name: {"type": "array", "items": features[name]} for name in names})}),
+                typed_object({"rows": {"type": "array", "minItems": 1, "items": ref("Row")}}, additionalProperties=False),
+                typed_object({"columns": typed_object(columns, additionalProperties=False)}, additionalProperties=False),
             ]
         },
         "Form": {
@@ -120,30 +99,28 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
         "Answer": typed_object(
             {
                 "predictions": {"type": "array", "items": value},
-                "probabilities": {
-                    "type": ["array", "null"],
-                    "items": {"type": "object", "additionalProperties": {"type": "number"}},
-                },
+                # Of a row's classes, or of each of its steps.
+                "probabilities": {"type": ["array", "null"], "items": {"type": ["object", "array"]}},
+                "quantiles": {"type": "array", "items": {"type": "object"}},
+                "state": {"type": "string"},
                 "model": {"type": "string"},
                 "version": {"type": ["string", "null"]},
-            }
+            },
+            ("quantiles", "state"),
         ),
     }
-    documented: dict[str, Any] = {}
-    for method, path in paths:
-        operation: dict[str, Any] = {"responses": {"200": {"description": "done"}}}
-        if (method, path) == ("POST", "/v1/predict"):
-            example = {"rows": [example_row(predictor)]}
-            table: dict[str, Any] = {"application/vnd.apache.arrow.stream": {"schema": {}}}
-            files = {"multipart/form-data": {"schema": _ref("Form")}}
-            answer = {"description": "an answer for each row", "content": {**content("Answer"), **table}}
-            operation = {
-                "summary": f"Predict with {predictor.name}",
-                "requestBody": {"required": True, "content": {**content("Request", example), **files, **table}},
-                "responses": {"200": answer, **WRONG},
-            }
-        documented.setdefault(path, {})[method.lower()] = operation
-    return whole_document(predictor, documented, schemas, prefix)
+    table: dict[str, Any] = {ARROW: {"schema": BYTES}}
+    files = {"multipart/form-data": {"schema": ref("Form")}}
+    takes = {**json_of(ref("Request"), {"rows": [example_row(predictor)]}), **files, **table}
+    own = {
+        ("POST", "/v1/predict"): posted(
+            "/v1/predict", f"Predict with {predictor.name}", takes, {**json_of(ref("Answer")), **table}
+        ),
+        ("POST", "/v1/stream"): posted(
+            "/v1/stream", f"New steps of series for {predictor.name}", json_of(OBJECT), json_of(ref("Answer"))
+        ),
+    }
+    return whole_document(predictor, operations.documented(paths, own), schemas, prefix)
 
 
 def whole_document(model: LoadedModel, paths: dict[str, Any], schemas: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -153,7 +130,7 @@ def whole_document(model: LoadedModel, paths: dict[str, Any], schemas: dict[str,
         "info": {"title": model.name, "version": str(model.version or "0")},
         "servers": [{"url": prefix or "/"}],
         "paths": paths,
-        "components": {"schemas": {**schemas, "Error": ERROR}},
+        "components": {"schemas": {**operations.SCHEMAS, **schemas}},
     }
 
 

@@ -14,57 +14,17 @@ import pytest
 from PIL import Image
 from small_lm import untrained, write_bundle
 from tests.browser import Page, browser
-from tests.serving import Server, call
+from tests.serving import Ingress, Server, call
 
 from seekray.generator import Generator
 from seekray_serve.auth import guarded
 from seekray_serve.front import PUBLIC, FrontApp
-from seekray_serve.generation import RowApp, TextApp
-from seekray_serve.http import Application, json_response
+from seekray_serve.generate.rows import RowApp
+from seekray_serve.generate.texts import TextApp
 from seekray_serve.keys import KeyStore
 from seekray_serve.prediction import PredictionApp
 
 HOSTILE = "<img src=x onerror=window.pwned=1>"
-
-
-class Ingress:
-    """What HAProxy is to the front door: models by prefix, all in one process."""
-
-    def __init__(self) -> None:
-        self.models: dict[str, Any] = {}
-        self.front: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await Lifespan([*self.models.values(), self.front])(scope, receive, send)
-            return
-        if scope["path"] == "/-/routes":
-            await json_response({f"/{name}": name for name in self.models}).send(send)
-            return
-        name = scope["path"].split("/")[1]
-        if name in self.models:
-            scope = {**scope, "root_path": f"/{name}"}
-        await self.models.get(name, self.front)(scope, receive, send)
-
-
-class Lifespan(Application):
-    """Starts and stops several applications."""
-
-    def __init__(self, apps: list[Any]) -> None:
-        super().__init__()
-        self.apps = apps
-
-    async def startup(self) -> None:
-        for app in self.apps:
-            if isinstance(app, Application):
-                await app.startup()
-            else:
-                app.refresh()
-
-    async def shutdown(self) -> None:
-        for app in self.apps:
-            if isinstance(app, Application):
-                await app.shutdown()
 
 
 @pytest.fixture(scope="module")

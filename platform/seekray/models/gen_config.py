@@ -65,3 +65,10 @@ class GenRequest(ModelConfig):
     first: int = Field(0, ge=0, description="number of the first: rows are a stream that the seed fixes")
     seed: int = Field(0, ge=0, description="the same seed gives the same rows")
     where: dict[str, Any] = Field({}, description="column: the value that every row shall have")
+
+    @model_validator(mode="after")
+    def _values(self) -> GenRequest:
+        for column, value in self.where.items():
+            if isinstance(value, dict | list):
+                raise ValueError(f"where: {column} is {type(value).__name__}, expected one value")
+        return self

@@ -228,7 +228,7 @@ def encoded(schema: TextSchema, request: TextRequest) -> list[list[int]]:
 
 
 def _check_ids(ids: Sequence[int], schema: TextSchema, field: str) -> None:
-    if wrong := [i for i in ids if not 0 <= i < schema.vocab_size]:
+    if wrong := [i for i in ids if type(i) is not int or not 0 <= i < schema.vocab_size]:
         raise DataError(f"{field}: token {wrong[0]} given, the model has 0 to {schema.vocab_size - 1}", field=field)
 
 

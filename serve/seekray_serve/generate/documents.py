@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from seekray_serve.openapi import WRONG, content, typed_object, whole_document, whole_page
+from seekray_serve import operations
+from seekray_serve.generate import text_docs
+from seekray_serve.openapi import whole_document, whole_page
+from seekray_serve.operations import ARROW, BYTES, NAME, OBJECT, TEXT, json_of, listed, or_null, posted, typed_object
 
 if TYPE_CHECKING:
     from seekray.generator import Generator
@@ -31,21 +34,14 @@ def document(
     generator: Generator, endpoint: str, example: dict[str, Any], paths: Sequence[tuple[str, str]], prefix: str = ""
 ) -> dict[str, Any]:
     """The OpenAPI 3.1 document; `paths` are the (method, path) that the application answers."""
-    schemas = {"Answer": _TEXTS if "completions" in endpoint else _ROWS}
-    documented: dict[str, Any] = {}
-    for method, path in paths:
-        operation: dict[str, Any] = {"responses": {"200": {"description": "done"}}}
-        if (method, path) == ("POST", endpoint):
-            operation = {
-                "summary": f"Generate with {generator.name}",
-                "requestBody": {
-                    "required": True,
-                    "content": {"application/json": {"schema": _request(generator), "example": example}},
-                },
-                "responses": {"200": {"description": "what was made", "content": content("Answer")}, **WRONG},
-            }
-        documented.setdefault(path, {})[method.lower()] = operation
-    return whole_document(generator, documented, schemas, prefix)
+    asked = generator.family.Request.model_json_schema()
+    if "completions" in endpoint:
+        own = text_docs.operations(generator.name, getattr(generator.schema, "vocab_size", 1), asked["properties"], example)
+    else:
+        columns = dict.fromkeys(column.name for column in generator.schema.features)
+        asked["properties"]["where"] |= {"properties": {name: {} for name in columns}, "additionalProperties": False}
+        own = _made(generator.name, asked, example)
+    return whole_document(generator, operations.documented(paths, own), {}, prefix)
 
 
 def page(generator: Generator, endpoint: str, example: dict[str, Any], prefix: str = "") -> bytes:
@@ -57,20 +53,23 @@ def page(generator: Generator, endpoint: str, example: dict[str, Any], prefix: s
     return whole_page(generator, endpoint, example, ("Request", "name", "what it is", "default"), rows, prefix)
 
 
-def _request(generator: Generator) -> dict[str, Any]:
-    """The family's own request; that of texts is asked for in OpenAI's words, `prompt` instead of `prompts`."""
-    return {"type": "object", "properties": {name: {} for name in (*generator.fields, "prompt", "model", "stream")}}
-
-
-_TEXTS = typed_object({
-    "id": {"type": "string"},
-    "object": {"type": "string"},
-    "model": {"type": "string"},
-    "choices": {"type": "array", "items": {"type": "object"}},
-    "usage": {"type": "object"},
-})  # fmt: skip
-_ROWS = typed_object({
-    "rows": {"type": "array", "items": {"type": "object"}},
-    "model": {"type": "string"},
-    "version": {"type": ["string", "null"]},
-})  # fmt: skip
+def _made(name: str, asked: dict[str, Any], example: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The operations of a generator of rows or images."""
+    rows = typed_object({"rows": listed(OBJECT), "model": TEXT, "version": NAME})
+    others: dict[str, Any] = {"text/csv": {"schema": TEXT}, ARROW: {"schema": BYTES}}
+    image = typed_object({"created": {"type": "integer"}, "data": listed(typed_object({"b64_json": TEXT}))})
+    words = {
+        "model": {"const": name},
+        "prompt": or_null(TEXT),
+        "n": or_null({"type": "integer", "minimum": 1}),
+        "size": or_null(TEXT),
+        "response_format": or_null({"const": "b64_json"}),
+        "seed": or_null({"type": "integer", "minimum": 0}),
+        "user": {},
+    }
+    prompt = typed_object(words, words, additionalProperties=False)
+    made, openai = "/v1/generate", "/v1/images/generations"
+    return {
+        ("POST", made): posted(made, f"Generate with {name}", json_of(asked, example), {**json_of(rows), **others}),
+        ("POST", openai): posted(openai, "OpenAI's images", json_of(prompt), json_of(image)),
+    }

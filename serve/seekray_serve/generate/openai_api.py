@@ -80,6 +80,8 @@ def read(body: object, name: str, *, chat: bool) -> Asked:
         limit = given.get("max_completion_tokens", given.get("max_tokens"))
         if limit is not None:
             request["max_tokens"] = limit
+        if not isinstance(given.get("logprobs", False), bool):
+            raise _wrong("logprobs", given["logprobs"], "expected true or false")
         if given.get("logprobs", False):
             request["logprobs"] = given.get("top_logprobs", 0)
         elif "top_logprobs" in given:

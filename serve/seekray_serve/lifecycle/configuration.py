@@ -17,7 +17,7 @@ SERVICER = "seekray_serve.predict.inference_service.add_to_server"
 RUNNING = 16  # texts that are made together
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 # First segments of the front door's own paths, and its application's name.
-_RESERVED = frozenset(("v1", "v2", "docs", "healthz", "page.js", "page.css", FRONT))
+_RESERVED = frozenset(("v1", "v2", "docs", "healthz", "openapi.json", "page.js", "page.css", FRONT))
 
 
 def application(model: ModelToServe) -> dict[str, Any]:
