@@ -55,7 +55,7 @@ def test_a_killed_replica_fails_no_prediction(served, bundles) -> None:
 
 
 def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_when_its_replica_is_killed(served) -> None:
-    openai = pytest.importorskip("openai")
+    openai, httpx = pytest.importorskip("openai"), pytest.importorskip("httpx")
     settings, result = served
     [chat] = [app for app in deploy.status(settings)["models"] if app["name"] == "chat"]
     assert chat["replicas"] == 1
@@ -70,13 +70,13 @@ def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_wh
             for event in client.completions.create(**request):
                 events.append(event)
                 started.set()
-                time.sleep(0.01 if found.get("slow") else 0)
             found[prefix] = events
-        except openai.APIError as error:
+        except (openai.APIError, httpx.HTTPError) as error:  # the package passes on what breaks under a stream
             found[prefix] = error
 
     def run(act: Any) -> None:
         threads = []
+        found.clear()
         for prefix in ("/chat", ""):
             started = threading.Event()
             threads.append(threading.Thread(target=stream, args=(prefix, started)))
@@ -95,7 +95,7 @@ def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_wh
     until(lambda: set(before) & set(replicas(settings, "chat")), set(), timeout_s=60)
     run(lambda: [os.kill(pid, signal.SIGKILL) for pid in replicas(settings, "chat")])
     assert "ended; ask again" in str(found[""])  # an event of its own at the front door
-    assert isinstance(found["/chat"], openai.APIError)  # the connection is cut, which the client tells
+    assert "incomplete chunked read" in str(found["/chat"])  # the connection is cut, which the client tells
 
 
 def _bundle(settings: Any, name: str) -> str:

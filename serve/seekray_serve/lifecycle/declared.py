@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,9 @@ from seekray_serve.lifecycle.status import status as status_of
 
 if TYPE_CHECKING:
     from seekray.settings import Settings
+    from seekray_serve.lifecycle.cluster import Target
 
+SETTLE_S = 60.0
 Applications = dict[str, dict[str, Any]]
 # What a version is found by; `version` alone is what a reader wants to see of it.
 _UNSEEN = frozenset(("bundle", "modules", "follow", "name"))
@@ -79,6 +82,7 @@ def apply(
                 deploy(
                     {n: before.get(n, app) if n in failed else app for n, app in new.items() if n not in failed or n in before}
                 )
+                _settle(target, failed.keys() & before.keys())
             if not new.keys() - failed.keys() and (failed or wanted.missing):
                 raise ClusterError("; ".join([*failed.values(), *wanted.missing.values()]))
         except BaseException:  # Ctrl-C too
@@ -88,6 +92,16 @@ def apply(
                 deploy(before)
             raise
         return {**status_of(target), "changes": changes(before, new), "failed": {**wanted.missing, **failed}}
+
+
+def _settle(target: Target, names: Set[str]) -> None:
+    """Wait until models that are as they were run as they did, so that nothing is said of them in between."""
+    deadline = time.monotonic() + SETTLE_S
+    while time.monotonic() < deadline:
+        described = describe(target)
+        if all(name in described and described[name]["status"] == "RUNNING" for name in names):
+            return
+        time.sleep(0.2)
 
 
 def changes(before: Applications, after: Applications) -> dict[str, Any]:
