@@ -54,12 +54,13 @@ def follow_arguments(model: str, alias: str, where: Settings) -> dict[str, Any]:
 
 
 class Registry:
-    """The process that asks the registry for the replicas of a node. Ends when nobody has asked for a minute."""
+    """Asks the registry for the replicas of a node. idle_s: its process, its alone, ends when nobody has asked so long."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_s: float | None = None) -> None:
         self._asked = time.monotonic()
         self._known: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
-        threading.Thread(target=self._end_when_idle, daemon=True).start()
+        if idle_s is not None:
+            threading.Thread(target=self._end_when_idle, args=(idle_s,), daemon=True).start()
 
     def current(self, follow: Mapping[str, Any]) -> dict[str, Any]:
         """`{version, bundle}` of the alias's holder now, or `{error}`. The answer is kept for most of a second."""
@@ -90,9 +91,9 @@ class Registry:
         except Exception as error:  # the registry's own troubles are no reason to end
             return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
 
-    def _end_when_idle(self) -> None:
-        while time.monotonic() - self._asked < IDLE_S:
-            time.sleep(IDLE_S / 12)
+    def _end_when_idle(self, idle_s: float) -> None:
+        while time.monotonic() - self._asked < idle_s:
+            time.sleep(idle_s / 12)
         os._exit(0)
 
 
@@ -109,7 +110,7 @@ def ask(follow: Mapping[str, Any]) -> ObjectRef[dict[str, Any]]:
         get_if_exists=True,
         scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
     )
-    found: ObjectRef[dict[str, Any]] = process.remote().current.remote(dict(follow))
+    found: ObjectRef[dict[str, Any]] = process.remote(IDLE_S).current.remote(dict(follow))
     return found
 
 

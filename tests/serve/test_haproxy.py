@@ -81,7 +81,7 @@ def test_what_is_too_much_is_refused_before_a_replica_reads_it(tmp_path: Path):
     silent = socket.create_server(("127.0.0.1", 0), backlog=50)
     port, metrics, stats = (free_port() for _ in range(3))
     text = (
-        f"global\n    stats socket {tmp_path}/a.sock mode 666 level admin\ndefaults\n    mode http\n"
+        f"global\n    stats socket {tmp_path}/a.sock mode 666 level admin\ndefaults\n    mode http\n    option abortonclose\n"
         "    timeout connect 5s\n    timeout client 30s\n    timeout server 30s\n"
         f"frontend prometheus\n    bind :{metrics}\n    mode http\nfrontend http_frontend\n    bind 127.0.0.1:{port}\n"
         "    acl is_d path_beg /digits/\n    acl is_d path /digits\n    use_backend d if is_d\n"
@@ -107,7 +107,7 @@ def test_what_is_too_much_is_refused_before_a_replica_reads_it(tmp_path: Path):
             answer = connection.getresponse()
             assert (answer.status, answer.getheader("retry-after")) == (429, "1")
             assert json.loads(answer.read()) == error
-        assert time.monotonic() - start < 0.15
+        assert time.monotonic() - start < 1  # of a busy machine
         waiting[0].close()  # one that hangs up makes room
         time.sleep(0.3)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=0.5)
