@@ -201,9 +201,11 @@ def measure(folder: Path, rounds: int, parts: list[str], seconds: float) -> dict
         url = deploy.up([ModelToServe("bench", "1", folder / "bundle")], settings, port=instance.free_ports(1)[0])["url"]
         known = {
             "seekray": {"url": f"{url}/bench/v1/completions", "asked": ours},
-            "replica": {"url": stack.enter_context(servers.uvicorn("replica", folder)) + "/v1/completions", "asked": ours},
             "FastAPI": {"url": stack.enter_context(servers.uvicorn("wrapper", folder)) + "/v1/completions", "asked": theirs},
         }  # fmt: skip
+        if "streams" in parts:
+            replica = stack.enter_context(servers.uvicorn("replica", folder))
+            known["replica"] = {"url": f"{replica}/v1/completions", "asked": ours}
         try:
             if "transformers" in parts:
                 theirs_url = stack.enter_context(servers.transformers_serve(folder))
@@ -279,6 +281,9 @@ def plot(curves: dict[str, list[dict[str, float]]], file: Path) -> None:
         for key, style in (("p50_s", "-o"), ("p99_s", "--s")):
             axes.plot(rates, [point[key] for point in points], style, color=colour, label=f"{name}, {key[:3]}")
     axes.set(xscale="log", yscale="log", xlabel="offered load, tokens/s (64 a request)", ylabel="seconds to the whole answer")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("" if axis is axes.xaxis else "{x:g}")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.tight_layout()
