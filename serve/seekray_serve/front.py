@@ -38,7 +38,7 @@ from seekray_serve.openapi import listed
 from seekray_serve.options import DRAIN_S, Limits
 from seekray_serve.relay import relay
 from seekray_serve.sockets import Socket
-from seekray_serve.streaming import EVENTS, EventStream, unless_gone
+from seekray_serve.streaming import EVENTS, EventStream, replica_ended, unless_gone
 
 if TYPE_CHECKING:
     import aiohttp
@@ -267,7 +267,7 @@ async def _whole_events(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
             if end:
                 yield whole + end
     except aiohttp.ClientError as error:
-        raise RequestError(503, "unavailable", "the replica that made this answer has ended; ask again") from error
+        raise replica_ended() from error
 
 
 def _unavailable(error: Exception) -> RequestError:
@@ -301,9 +301,9 @@ def build(args: Mapping[str, Any]) -> ServeApplication:
         """A replica of the front door."""
 
         def __serve_build_asgi_app__(self) -> Asgi:
-            from seekray_serve import board, one_write
+            from seekray_serve import board, uvicorn_cycle
 
-            one_write.install()
+            uvicorn_cycle.install()
             key = operators_key(token) if (token := ray_token(os.environ)) else None
             return guarded(FrontApp(url, board=board, key=key), auth, PUBLIC)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from seekray_serve import one_write
+from seekray_serve import uvicorn_cycle
 from seekray_serve.auth import Asgi, guarded
 from seekray_serve.options import DRAIN_S, Limits, autoscaling, check_options
 from seekray_serve.options import limits as limits_of
@@ -45,7 +45,7 @@ def deployed(args: Mapping[str, Any], load: Callable[..., ModelApplication]) -> 
         def __init__(self) -> None:
             import torch
 
-            one_write.install()
+            uvicorn_cycle.install()
             if modules:
                 sys.path.append(modules)
             # More threads than the share that was asked for would only take turns.

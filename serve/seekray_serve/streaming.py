@@ -7,11 +7,21 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from seekray_serve.http import ClientGoneError, Headers, Receive, Response, Send, error_response
+from seekray_serve.http import ClientGoneError, Headers, Receive, RequestError, Response, Send, error_response
 
 Result = TypeVar("Result")
 
 EVENTS = b"text/event-stream"
+
+
+def replica_ended() -> RequestError:
+    """What a client is told of a stream that was broken off."""
+    return RequestError(503, "unavailable", "the replica that made this answer has ended; ask again")
+
+
+def error_event(error: Exception, path: str) -> bytes:
+    """The event that ends a stream with an error, in the form of the path's errors."""
+    return b"data: " + error_response(error, path).body + b"\n\n"
 
 
 class EventStream(Response):
@@ -41,8 +51,7 @@ class EventStream(Response):
             async for part in self._events:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         except Exception as error:
-            body = error_response(error, self._path).body
-            await send({"type": "http.response.body", "body": b"data: " + body + b"\n\n", "more_body": True})
+            await send({"type": "http.response.body", "body": error_event(error, self._path), "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
 

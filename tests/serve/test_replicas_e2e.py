@@ -55,7 +55,7 @@ def test_a_killed_replica_fails_no_prediction(served, bundles) -> None:
 
 
 def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_when_its_replica_is_killed(served) -> None:
-    openai, httpx = pytest.importorskip("openai"), pytest.importorskip("httpx")
+    openai = pytest.importorskip("openai")
     settings, result = served
     [chat] = [app for app in deploy.status(settings)["models"] if app["name"] == "chat"]
     assert chat["replicas"] == 1
@@ -71,7 +71,7 @@ def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_wh
                 events.append(event)
                 started.set()
             found[prefix] = events
-        except (openai.APIError, httpx.HTTPError) as error:  # the package passes on what breaks under a stream
+        except openai.APIError as error:
             found[prefix] = error
 
     def run(act: Any) -> None:
@@ -93,9 +93,11 @@ def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_wh
         assert found[prefix][-1].choices[0].finish_reason == "length", found[prefix]
         assert len(found[prefix]) > 100
     until(lambda: set(before) & set(replicas(settings, "chat")), set(), timeout_s=60)
-    run(lambda: [os.kill(pid, signal.SIGKILL) for pid in replicas(settings, "chat")])
-    assert "ended; ask again" in str(found[""])  # an event of its own at the front door
-    assert "incomplete chunked read" in str(found["/chat"])  # the connection is cut, which the client tells
+    [pid] = replicas(settings, "chat")  # now: the streams are short
+    run(lambda: os.kill(pid, signal.SIGKILL))
+    for prefix in ("/chat", ""):
+        assert isinstance(found[prefix], openai.APIError), found[prefix]
+        assert "ended; ask again" in str(found[prefix])
 
 
 def _bundle(settings: Any, name: str) -> str:

@@ -1,15 +1,20 @@
-"""An answer leaves a process in one write, not in one for its head and one for its body.
+"""What is changed of uvicorn's class for an answer, in the pinned version and here alone.
 
-uvicorn writes them apart. A process that is killed in between (a tenth of its time is spent there) leaves a client with half an
-answer, which nobody can ask again for it; and a write is dear beside a small model. uvicorn has no switch for this, so its
-class of the pinned version is changed, here alone.
+An answer leaves in one write, not in one for its head and one for its body: a process that is killed in between (a tenth of its
+time is spent there) leaves a client with half an answer, which nobody can ask again for it; and a write is dear beside a small
+model. uvicorn has no switch for this.
+
+A stream of events has last words: what its client is told if this process is killed (`last_words.py`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_MARK = "_seekray_one_write"
+from seekray_serve.last_words import LastWords
+from seekray_serve.streaming import EVENTS, error_event, replica_ended
+
+_MARK = "_seekray"
 
 
 class _Held:
@@ -41,8 +46,10 @@ def install() -> None:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle as Cycle
 
     send: Any = Cycle.send
+    run: Any = Cycle.run_asgi
     if hasattr(send, _MARK):
         return
+    last_words = LastWords()
 
     async def in_one(self: Any, message: Any) -> None:
         transport = self.transport
@@ -50,6 +57,10 @@ def install() -> None:
             if type(transport) is not _Held:
                 self.transport = _Held(transport)
             await send(self, message)
+            if self.chunked_encoding and (b"content-type", EVENTS) in message["headers"]:
+                words = error_event(replica_ended(), self.scope["path"])
+                chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(words), words)
+                self.last_words = last_words.leave(transport.get_extra_info("socket").fileno(), chunks)
         elif type(transport) is _Held:
             try:
                 await send(self, message)
@@ -58,5 +69,13 @@ def install() -> None:
         else:
             await send(self, message)
 
+    async def attended(self: Any, app: Any) -> None:
+        try:
+            await run(self, app)
+        finally:
+            if hasattr(self, "last_words"):
+                last_words.take_back(self.last_words)
+
     setattr(in_one, _MARK, True)
     Cycle.send = in_one  # type: ignore[method-assign]
+    Cycle.run_asgi = attended  # type: ignore[method-assign]

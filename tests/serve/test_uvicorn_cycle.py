@@ -1,15 +1,19 @@
-"""An answer comes in one piece, whatever the method and the way it ends."""
+"""An answer comes in one piece, whatever the method and the way it ends; a stream has last words when its process is killed."""
 
 from __future__ import annotations
 
+import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import uvicorn.protocols.http.httptools_impl as uvicorn_http
-from tests.serving import Server
+from tests.serving import Server, until
 
-from seekray_serve import one_write
+from seekray_serve import uvicorn_cycle
 from seekray_serve.http import Application, Receive, Response, Scope, read_body
 from seekray_serve.streaming import EventStream
 
@@ -37,9 +41,10 @@ class Echo(Application):
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[bytes]]]:
     """The address of an application, and what its transports were told to write."""
-    monkeypatch.setattr(uvicorn_http.RequestResponseCycle, "send", uvicorn_http.RequestResponseCycle.send)
-    one_write.install()
-    one_write.install()
+    for name in ("send", "run_asgi"):
+        monkeypatch.setattr(uvicorn_http.RequestResponseCycle, name, getattr(uvicorn_http.RequestResponseCycle, name))
+    uvicorn_cycle.install()
+    uvicorn_cycle.install()
     written: list[bytes] = []
     made = uvicorn_http.HttpToolsProtocol.connection_made
 
@@ -97,3 +102,82 @@ def test_events_come_as_they_are_made_the_first_with_the_head(writes):
     assert written[0].startswith(b"HTTP/1.1 200")
     assert written[0].endswith(b"data: 0\n\n\r\n")
     assert len(written) == 4
+
+
+STREAMS = """
+import asyncio, sys
+from seekray_serve import uvicorn_cycle
+from seekray_serve.http import Application
+from seekray_serve.streaming import EventStream
+from tests.serving import Server
+
+class Streams(Application):
+    def __init__(self):
+        super().__init__()
+        self.add("GET", "/endless", self.events)
+        self.add("GET", "/v1/completions", self.events)
+        self.add("GET", "/short", self.events)
+
+    async def events(self, scope, receive):
+        async def made():
+            yield b"data: 0\\n\\n"
+            while scope["path"] != "/short":
+                await asyncio.sleep(3600)
+        return EventStream(made(), receive, lambda: None)
+
+uvicorn_cycle.install()
+with Server(Streams()) as server:
+    print(server.url.removeprefix("http://"), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def streams() -> Iterator[tuple[psutil.Process, tuple[str, int]]]:
+    """A process that streams, and its address."""
+    command = [sys.executable, "-c", STREAMS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        host, _, port = process.stdout.readline().strip().partition(":")
+        yield psutil.Process(process.pid), (host, int(port))
+        process.kill()
+
+
+def begun(address: tuple[str, int], path: str, ends: bytes = b"data: 0\n\n\r\n") -> socket.socket:
+    """A connection on which the stream's first event has come."""
+    client = socket.create_connection(address, timeout=20)
+    client.sendall(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+    got = b""
+    while not got.endswith(ends):
+        got += client.recv(65536)
+    return client
+
+
+def rest(client: socket.socket) -> bytes:
+    with client:
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def test_the_streams_of_a_killed_process_end_with_an_error_each_in_the_form_of_its_path(streams):
+    process, address = streams
+    mine, openai, ended = begun(address, "/endless"), begun(address, "/v1/completions"), begun(address, "/short", b"0\r\n\r\n")
+    [attendant] = process.children()
+    process.kill()
+    size, event, last = rest(mine).split(b"\r\n", 2)
+    assert int(size, 16) == len(event)
+    assert last == b"0\r\n\r\n"
+    assert json.loads(event.removeprefix(b"data: "))["error"]["code"] == "unavailable"
+    _, event, _ = rest(openai).split(b"\r\n", 2)
+    assert json.loads(event.removeprefix(b"data: "))["error"]["type"] == "server_error"
+    assert rest(ended) == b""  # it has had its end
+    attendant.wait(10)
+
+
+def test_a_connection_whose_client_hangs_up_is_held_by_nobody(streams):
+    process, address = streams
+    for path in ("/endless", "/short"):
+        begun(address, path).close()
+    [attendant] = process.children()
+    until(lambda: len(attendant.net_connections("tcp")), 0)
+    process.kill()
+    attendant.wait(10)
