@@ -66,7 +66,7 @@ def experiment(name: str, seed: int, trials: int, **tune: Any) -> Experiment:
         given |= {"family": "rec", "model": {"cell": "gru", "bidirectional": True, "pooling": "mean"}}
         given["training"] |= {"batch_size": 32, "clip_norm": 1.0}
     space |= {"training.lr": {"loguniform": RATE}, "training.weight_decay": {"loguniform": DECAY}}
-    asked = {"trials": trials, "seed": seed, "grace": 2 if name == "vowels" else 3, "metric": "loss", "space": space, **tune}
+    asked = {"trials": trials, "seed": seed, "metric": "loss", "space": space, **tune}
     return validate({"name": name, **given, "report": {"importances": False}, "tune": asked})
 
 

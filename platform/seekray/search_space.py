@@ -145,11 +145,11 @@ class Tune(Options):
     )
     scheduler: Literal["none", "asha", "hyperband", "median", "pbt"] = Field(
         "asha",
-        description="asha: trials that are behind at 1, 3, 9, … epochs are stopped; hyperband: paused, and promoted in "
-        "brackets; "
-        "median: stopped below the others' median; pbt: the worst take over weights and values of the best",
+        description="asha: trials that are behind at `grace`, then 3, 9, … times so many epochs are stopped; "
+        "hyperband: paused, and promoted in brackets; median: stopped below the others' median; "
+        "pbt: the worst take over weights and values of the best",
     )
-    grace: int = Field(1, ge=1, description="epochs that every trial gets")
+    grace: int | None = Field(None, ge=1, description="epochs that every trial gets; null: asha: a third of all, else 1")
     reduction: float = Field(3, gt=1, description="asha: of those that reach a rung, one in so many goes on")
     metric: str | tuple[str, ...] | None = Field(
         None,

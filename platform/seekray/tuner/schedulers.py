@@ -29,15 +29,17 @@ def scheduler(search: Search, epochs: int) -> Any:
     from ray.tune import schedulers as of_tune
 
     tune = search.tune
+    # Compared earlier, on few validation rows, what learns fast wins over what learns well (docs/benchmarks.md).
+    grace = tune.grace or (max(1, epochs // 3) if tune.scheduler == "asha" else 1)
     often = max(1, epochs // 20)
-    rungs = list(range(tune.grace, epochs, often))
-    if tune.scheduler == "none" or epochs <= tune.grace:
+    rungs = list(range(grace, epochs, often))
+    if tune.scheduler == "none" or epochs <= grace:
         search.rungs = []
         return of_tune.FIFOScheduler()
     if tune.scheduler == "asha":
-        search.rungs = [int(tune.grace * tune.reduction**k) for k in range(epochs) if tune.grace * tune.reduction**k < epochs]
+        search.rungs = [int(grace * tune.reduction**k) for k in range(epochs) if grace * tune.reduction**k < epochs]
         made: Any = of_tune.AsyncHyperBandScheduler(
-            "epoch", max_t=epochs, grace_period=tune.grace, reduction_factor=tune.reduction, stop_last_trials=False, **SCORE
+            "epoch", max_t=epochs, grace_period=grace, reduction_factor=tune.reduction, stop_last_trials=False, **SCORE
         )
     elif tune.scheduler == "hyperband":
         search.rungs = rungs
@@ -45,9 +47,9 @@ def scheduler(search: Search, epochs: int) -> Any:
     elif tune.scheduler == "median":
         search.rungs = rungs
         # min_time_slice: where there are too few to compare with, a trial goes on and is not put aside.
-        made = _median()("epoch", grace_period=tune.grace, min_time_slice=float("inf"), **SCORE)
+        made = _median()("epoch", grace_period=grace, min_time_slice=float("inf"), **SCORE)
     else:
-        interval = max(tune.grace, epochs // 10)
+        interval = max(grace, epochs // 10)
         search.rungs = list(range(interval, epochs, interval))
         made = _population(search)("epoch", perturbation_interval=interval, custom_explore_fn=dict, log_config=False, **SCORE)
     return made
