@@ -1,8 +1,8 @@
 # `make demo` and `make test` install what they need, Debian packages included.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# Two processes: one for all that starts Ray, whose tests wait much; files of tests are not divided (tests/conftest.py).
-PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+# Two processes: one for all that shares the session's Ray and endpoint, the other for the rest, file by file (tests/conftest.py).
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 STAMP := .venv/.installed
 
 .PHONY: install demo test test-all check bench docs clean

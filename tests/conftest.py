@@ -22,14 +22,22 @@ KIT = str(Path(__file__).parent / "models" / "kit")
 sys.path.insert(0, KIT)
 
 OUTSIDE = ("MLFLOW_TRACKING_URI", "SEEKRAY_STORAGE", "RAY_ADDRESS", "SEEKRAY_HOME")
+SHARED = {"ray_cluster", "served", "bundles"}  # fixtures of the session that take long
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in two processes: what starts Ray stays in one, and a file's tests together."""
+    """Where tests run in two processes: those of the session's Ray and endpoint stay in one, and a file's tests together.
+
+    The long ones go first, so that both processes end at about the same time.
+    """
+    order = {}
     for item in items:
-        alone = item.get_closest_marker("ray") or item.get_closest_marker("e2e")
-        shared = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if alone or shared else str(item.path)))
+        real = any(item.get_closest_marker(name) for name in ("ray", "e2e"))
+        shared = real and not SHARED.isdisjoint(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("shared" if shared else str(item.path)))
+        order[item] = 0 if shared else 1 if real else 2
+    items.sort(key=order.__getitem__)
 
 
 @pytest.fixture
