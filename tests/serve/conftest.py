@@ -205,10 +205,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two models, and a second version of one of them."""
     if given := os.environ.get("SEEKRAY_TEST_BUNDLES"):  # folders digits1, digits2, wine
         return {name: Path(given) / name for name in ("digits1", "digits2", "wine")}
-    from seekray.experiment_file import validate
-    from seekray.trainer import train
+    from training_kit import bundle_of
 
-    settings = read_settings({"SEEKRAY_HOME": str(tmp_path_factory.mktemp("train"))})
+    home = tmp_path_factory.mktemp("train")
 
     def make(name: str, seed: int) -> Path:
         raw = {
@@ -218,9 +217,8 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "data": {"source": f"sample:{name}", "target": "label"},
             "model": {"hidden_size": [32]},
             "training": {"epochs": 2, "seed": seed},
-            "resources": {"workers": 0},
         }
-        return Path(train(validate(raw), settings).bundle)
+        return bundle_of(raw, home)
 
     return {"digits1": make("digits", 1), "digits2": make("digits", 2), "wine": make("wine", 0)}
 

@@ -19,6 +19,7 @@ from pyarrow import csv
 from pydantic import BaseModel, ConfigDict
 from small_lm import untrained, write_bundle
 from tests.serving import call, free_port
+from training_kit import bundle_of
 
 from seekray.generator import Generator, json_rows
 from seekray.predictor import Predictor
@@ -53,14 +54,11 @@ def served(tmp_path_factory):
     bundles = {name: untrained(folder / "bundles" / name, {"name": name, **raw}) for name, raw in raws.items()}
     net = {
         "name": "which", "family": "net", "task": "classification", "model": {"hidden_size": [8]}, "training": {"epochs": 1},
-        "resources": {"workers": 0}, "data": {**sides, "features": {"image": image}, "target": "label"},
+        "data": {**sides, "features": {"image": image}, "target": "label"},
     }  # fmt: skip
-    from seekray.experiment_file import validate
-    from seekray.trainer import train
-
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     bundles["talk"] = write_bundle(folder / "bundles/talk", "", template, context_length=256)
-    bundles["which"] = train(validate(net), read_settings({"SEEKRAY_HOME": str(folder / "train")})).bundle
+    bundles["which"] = bundle_of(net, folder / "train")
     settings = read_settings({"SEEKRAY_HOME": str(folder / "home")})
     result = deploy.up([ModelToServe(name, "1", bundle) for name, bundle in bundles.items()], settings, port=free_port())
     yield result["url"], bundles

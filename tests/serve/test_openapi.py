@@ -11,12 +11,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from small_lm import untrained, write_bundle
 from tests.serving import Ingress, Server
+from training_kit import bundle_of
 
-from seekray.experiment_file import validate
 from seekray.generator import Generator
 from seekray.predictor import Predictor
-from seekray.settings import read_settings
-from seekray.trainer import train
 from seekray_serve.front import FrontApp
 from seekray_serve.generate.rows import RowApp
 from seekray_serve.generate.texts import TextApp
@@ -44,9 +42,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     net = {
         "name": "penguins", "family": "net", "task": "classification", "training": {"epochs": 1},
-        "data": {"source": "sample:penguins", "target": "species"}, "resources": {"workers": 0},
+        "data": {"source": "sample:penguins", "target": "species"},
     }  # fmt: skip
-    trained = train(validate(net), read_settings({"SEEKRAY_HOME": str(folder / "home")})).bundle
+    trained = bundle_of(net, folder / "home")
     raw = {"name": "rows", "family": "gen", "task": "rows", "data": {"source": "sample:wine"}, "model": {"condition": "label"}}
     (folder / "chat").mkdir()
     ingress = Ingress()

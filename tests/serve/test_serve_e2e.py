@@ -23,9 +23,9 @@ pytest.importorskip("ray.serve")
 
 from tests import ports
 from tests.serving import Load, call, listening, sample, until
+from training_kit import bundle_of
 
 from seekray.errors import ClusterError
-from seekray.settings import read_settings
 from seekray_serve.keys import KeyStore, operators_key
 from seekray_serve.lifecycle import deploy, instance
 from seekray_serve.lifecycle.ready import ModelToServe
@@ -349,9 +349,7 @@ def _rows_by_replica(settings, name: str) -> dict[str, int]:
 
 def test_forecasts_and_labels_of_steps_answer_at_every_door(served, tmp_path):
     """Rows, Open Inference Protocol and steps that come one by one, as a user asks them, beside the Python answers."""
-    from seekray.experiment_file import validate
     from seekray.predictor import Predictor
-    from seekray.trainer import train
     from seekray.verify import local_doors, verify
     from seekray_serve.lifecycle.doors import endpoint_doors
 
@@ -359,14 +357,14 @@ def test_forecasts_and_labels_of_steps_answer_at_every_door(served, tmp_path):
              for who in (0, 1) for i in range(80)]  # fmt: skip
     (tmp_path / "long.csv").write_text("\n".join(["who,when,y,rose", *lines]))
     sequence = {"time": "when", "id": "who", "columns": ["y"]}
-    common = {"family": "rec", "model": {"hidden_size": 8}, "training": {"epochs": 1}, "resources": {"workers": 0}}
+    common = {"family": "rec", "model": {"hidden_size": 8}, "training": {"epochs": 1}}
     data = {"source": str(tmp_path / "long.csv")}
     wave = {"target": "y", "sequence": sequence | {"history": 8, "horizon": 3}, "split": {"kind": "time", "by": "when"}}
     rose = {"target": "rose", "sequence": sequence, "split": {"kind": "random", "test": 0.5, "validation": 0}}
     made = {}
     for name, task, own in (("wave", "forecast", wave), ("rose", "labelling", rose)):
-        given = common | {"name": name, "task": task, "data": data | own, "report": {"importances": False}}
-        made[name] = Path(train(validate(given), read_settings({"SEEKRAY_HOME": str(tmp_path / "home")})).bundle)
+        given = common | {"name": name, "task": task, "data": data | own}
+        made[name] = bundle_of(given, tmp_path / "home")
     settings, result = served
     deploy.up([ModelToServe(name, "1", bundle, {"num_replicas": 2}) for name, bundle in made.items()], settings)
     values = [round(math.sin(i / 4), 6) for i in range(12)]

@@ -69,7 +69,7 @@ def test_a_search_for_accuracy_speed_and_size(tmp_path: Path, monkeypatch: pytes
     sender = contextlib.nullcontext(types.SimpleNamespace(wait=lambda: None))
     monkeypatch.setattr(tuner, "start_sender", lambda run, where: sender)
     tune = {
-        "trials": 6, "metric": ["accuracy", "latency", "parameters", "loss"], "tolerance": 0.2, "grace": 2, "concurrency": 2,
+        "trials": 6, "metric": ["accuracy", "latency", "parameters", "loss"], "tolerance": 0.2, "grace": 2, "concurrency": 1,
         "searcher": "grid",
         "space": {"model.hidden_size": {"choice": [[4], [16], [64, 64]]}, "training.lr": {"choice": [1e-3, 1e-2]}},
     }  # fmt: skip

@@ -36,7 +36,7 @@ SPACE = {"model.hidden_size": {"choice": [[4], [16]]}, "training.lr": {"logunifo
 
 def searched(folder: Path, **tune: Any) -> Experiment:
     parts = {"training": {"epochs": 6}, "resources": {"workers": 1}, "data": {"split": {"validation": 0.3}}}
-    tune = {"trials": 4, "space": SPACE, "concurrency": 2} | tune
+    tune = {"trials": 4, "space": SPACE, "concurrency": 1} | tune  # a process of a trial takes 4 s to start
     return experiment(write_table(folder / "table.csv"), **parts, tune=tune)
 
 
@@ -53,7 +53,7 @@ def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.e2e
 def test_a_search_from_its_file_to_the_registered_model(tmp_path: Path) -> None:
-    given = searched(tmp_path, metric="accuracy", searcher="random").model_copy(update={"register_as": "t"})
+    given = searched(tmp_path, metric="accuracy", searcher="random", concurrency=2).model_copy(update={"register_as": "t"})
     done = tuner.tune(given, settings(), source="t.yaml")
     told = done.as_json()
     assert set(told) == {"run_id", "bundle", "model", "version", "metrics", "search_id", "best", "trials"}
@@ -96,7 +96,7 @@ def test_a_search_that_was_interrupted_goes_on(tmp_path: Path, untracked: None, 
             "when": {"training.optimizer": "sgd"},
         },  # before it in the alphabet
     }
-    given = searched(tmp_path, grace=2, reduction=2, trials=5, space=space)
+    given = searched(tmp_path, grace=2, reduction=2, trials=5, space=space, concurrency=2)
     ends = []
     with monkeypatch.context() as patch:
 
@@ -206,7 +206,7 @@ def test_a_trial_goes_on_from_where_a_scheduler_paused_it(tmp_path: Path, untrac
 
 def test_the_worst_take_over_the_best(tmp_path: Path, untracked: None) -> None:
     space = {"training.lr": {"loguniform": [1e-6, 1e-1]}, "model.hidden_size": {"choice": [[4], [8]]}}
-    given = searched(tmp_path, searcher="random", scheduler="pbt", trials=6, space=space, grace=2)
+    given = searched(tmp_path, searcher="random", scheduler="pbt", trials=6, space=space, grace=2, concurrency=2)
     given = with_values(given, {"training.epochs": 12}).model_copy(update={"tune": given.tune})
     done = tuner.tune(given, settings())
     changed = [t for t in done.trials if t.get("schedule")]
@@ -232,7 +232,7 @@ def _trials() -> set[psutil.Process]:
 def test_a_trial_whose_process_dies_is_tried_once_more(
     tmp_path: Path, untracked: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = searched(tmp_path, searcher="random", trials=2, concurrency=1, scheduler="none")
+    given = searched(tmp_path, searcher="random", trials=2, scheduler="none")
     given = with_values(given, {"family": "odd_families:Slow"}).model_copy(update={"tune": given.tune})
     event, killed, others = Table.event, set(), _trials()
 
