@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.skipif(not can_have_namespaces(), reason="needs root, iproute2 and namespaces"),
 ]
-SETTINGS = ["resources.workers=2", "training.epochs=40", "training.checkpoints.min_interval=0", "report.importances=false"]
+SETTINGS = ["resources.workers=2", "training.epochs=12", "training.checkpoints.min_interval=0", "report.importances=false"]
 
 
 @pytest.fixture(scope="module")
