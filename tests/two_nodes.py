@@ -36,14 +36,21 @@ class Marked:
     name: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def pids(self) -> list[int]:
-        """The processes that live."""
+        """The processes that live, and what they started: a title of Ray's may be written over the mark.
+
+        Ray's agent of a dead node would keep a CPU busy for a minute.
+        """
         wanted = f"{MARK}={self.name}".encode()
-        found = []
+        parents, found = dict[int, int](), set[int]()
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if entry.name.isdigit() and wanted in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
-        return [pid for pid in found if pid != os.getpid()]
+                if entry.name.isdigit() and int(entry.name) != os.getpid():
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                    if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                        found.add(int(entry.name))
+        while more := {pid for pid, parent in parents.items() if parent in found} - found:
+            found |= more
+        return sorted(found)
 
     def end(self, timeout_s: float = 20) -> None:
         """Kill them all, those too that appear meanwhile."""
