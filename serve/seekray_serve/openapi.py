@@ -11,8 +11,10 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from seekray.data.parse import FALSE, TRUE
 from seekray_serve import operations
-from seekray_serve.operations import ARROW, BYTES, OBJECT, json_of, posted, ref, typed_object
+from seekray_serve.operations import ARROW, BYTES, NAME, json_of, posted, ref, typed_object
+from seekray_serve.predict.rows import flags_as_numbers
 
 if TYPE_CHECKING:
     from seekray.loaded import LoadedModel
@@ -21,16 +23,16 @@ if TYPE_CHECKING:
 _TYPES: dict[str, dict[str, Any]] = {
     "numeric": {"type": ["number", "null"]},
     "categorical": {"type": ["string", "number", "boolean", "null"]},
-    "boolean": {"type": ["boolean", "null"]},
-    "timestamp": {"type": ["string", "null"], "description": "ISO 8601"},
+    "boolean": {"enum": [True, False, None, *sorted(TRUE | FALSE), 0, 1, ""], "description": "words in any case"},
+    "timestamp": {"type": ["string", "number", "null"], "description": "ISO 8601, 31.12.2025, or seconds since 1970"},
     "text": {"type": ["string", "null"]},
     "image": {"type": "string", "description": "an encoded image (PNG, JPEG), base64"},
     "audio": {"type": "string", "description": "an encoded sound (WAV, FLAC), base64"},
     "audio_frames": {"type": "string", "description": "an encoded sound (WAV, FLAC), base64"},
-    "vector": {"type": "array", "items": {"type": "number"}},
+    "vector": {"type": ["array", "null"], "items": {"type": ["number", "boolean", "null"]}},
     "sequence": {
         "type": ["array", "null"],
-        "items": {"type": ["number", "array", "null"], "items": {"type": ["number", "null"]}},
+        "items": {"type": ["number", "boolean", "array", "null"], "items": {"type": ["number", "boolean", "null"]}},
         "description": "steps in their order: numbers, or lists of a number a channel",
     },
     "characters": {"type": ["string", "null"]},
@@ -72,6 +74,8 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
         schema = dict(_TYPES.get(feature.kind, {}))
         if feature.size and feature.kind == "vector":
             schema |= {"minItems": feature.size, "maxItems": feature.size}
+        if feature.kind == "numeric" and feature.name in flags_as_numbers(predictor):
+            schema = {"type": ["number", "boolean", "null"]}
         features[feature.name] = schema
     names = list(features)
     classes = predictor.schema.classes
@@ -82,19 +86,24 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
         value = {"type": "array", "items": value}
     # All of the same length, which a schema cannot say.
     columns = {name: {"type": "array", "minItems": 1, "items": features[name]} for name in names}
+    # A key may come along, as it does in a file.
+    keys: dict[str, Any] = {name: {} for name in getattr(predictor.schema, "key", ()) if name not in features}
+    listed_keys: dict[str, Any] = {name: {"type": "array"} for name in keys}
+    given = {
+        "rows": {"type": "array", "minItems": 1, "items": ref("Row")},
+        "columns": typed_object(columns | listed_keys, listed_keys, additionalProperties=False),
+    }
+    series = {"keys": {"type": ["array", "null"]}, "state": NAME}
     schemas = {
-        "Row": {"type": "object", "properties": features, "required": names, "additionalProperties": False},
-        "Request": {
-            "oneOf": [
-                typed_object({"rows": {"type": "array", "minItems": 1, "items": ref("Row")}}, additionalProperties=False),
-                typed_object({"columns": typed_object(columns, additionalProperties=False)}, additionalProperties=False),
-            ]
-        },
+        "Row": typed_object(features | keys, keys, additionalProperties=False),
+        "Request": {"oneOf": [typed_object({form: given[form]}, additionalProperties=False) for form in given]},
+        "Steps": {"oneOf": [typed_object({form: given[form]} | series, series, additionalProperties=False) for form in given]},
         "Form": {
             "type": "object",
             "description": "a part for each feature, files as they are, others as JSON; parts that come again are rows",
-            "properties": {name: {"type": "string"} for name in names},
+            "properties": {name: {"type": "string"} for name in (*names, *keys)},
             "required": names,
+            "additionalProperties": False,
         },
         "Answer": typed_object(
             {
@@ -117,7 +126,7 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
             "/v1/predict", f"Predict with {predictor.name}", takes, {**json_of(ref("Answer")), **table}
         ),
         ("POST", "/v1/stream"): posted(
-            "/v1/stream", f"New steps of series for {predictor.name}", json_of(OBJECT), json_of(ref("Answer"))
+            "/v1/stream", f"New steps of series for {predictor.name}", json_of(ref("Steps")), json_of(ref("Answer"))
         ),
     }
     return whole_document(predictor, operations.documented(paths, own), schemas, prefix)

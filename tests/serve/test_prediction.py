@@ -75,6 +75,9 @@ def test_regression_has_no_probabilities(fake, serve_app):
         ({"rows": [{"alcohol": 1, "colour": "red"}]}, {}, 400, "bad_data", "ash"),
         ({"rows": [{**ROW, "ash": "high"}]}, {}, 400, "bad_data", "ash"),
         ({"rows": [{**ROW, "ash": True}]}, {}, 400, "bad_data", "ash"),
+        ({"columns": {"alcohol": [1, 2], "ash": [1, False], "colour": ["r", "r"]}}, {}, 400, "bad_data", "ash"),
+        ({"rows": [ROW], "parameters": {}}, {}, 400, "bad_data", "parameters"),
+        ({"rows": None, "columns": {"alcohol": [1], "ash": [1], "colour": ["r"]}}, {}, 400, "bad_data", None),
         ({"columns": {"alcohol": [1], "ash": [1, 2], "colour": ["r"]}}, {}, 400, "bad_data", "ash"),
         ({"columns": {"alcohol": 1}}, {}, 400, "bad_data", "alcohol"),
         ({"columns": {"alcohol": [], "ash": [], "colour": []}}, {}, 400, "bad_data", "columns"),
@@ -96,6 +99,24 @@ def test_bad_input_is_a_4xx_with_its_reason(predictor, serve_app, body, headers,
     assert (answer.status, answer.error["code"], answer.error["field"]) == (status, code, field)
     assert answer.error["message"]
     assert good.status == 200
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_true_is_no_number_unless_the_model_learned_from_true_and_false(predictor, serve_app, count):
+    prepare = predictor.prepare
+    predictor.prepare = lambda columns: prepare({**columns, "ash": list(map(float, columns["ash"]))})  # as a real one's does
+    rows = [ROW] * (count - 1) + [{**ROW, "ash": True}]
+
+    async def scenario(call):
+        document = (await call("GET", "/openapi.json")).json()
+        return await call("POST", "/v1/predict", {"rows": rows}), document["components"]["schemas"]["Row"]["properties"]["ash"]
+
+    answer, schema = serve_app(predictor, scenario)
+    assert answer.error["message"] == f"column 'ash', row {count - 1}: expected a number, got True"
+    assert schema == {"type": ["number", "null"]}
+    predictor.sample = [{**predictor.sample[0], "ash": False}]
+    answer, schema = serve_app(predictor, scenario)
+    assert (answer.status, schema) == (200, {"type": ["number", "boolean", "null"]})
 
 
 def test_a_misspelt_column_is_told_the_right_one(predictor, serve_app):
@@ -275,7 +296,7 @@ def test_the_documentation_names_the_features_and_its_example_works(predictor, s
         return document, answer, await call("GET", "/docs"), await call("GET", "/v1/model")
 
     document, answer, page, model = serve_app(predictor, scenario)
-    assert list(document["components"]["schemas"]["Row"]["properties"]) == list(ROW)
+    assert list(document["components"]["schemas"]["Row"]["properties"]) == [*ROW, "id"]
     assert document["servers"] == [{"url": "/wine"}]
     assert answer.status == 200
     text = page.body.decode()
