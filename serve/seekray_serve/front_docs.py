@@ -7,7 +7,7 @@ from typing import Any
 
 from seekray_serve import operations
 from seekray_serve.http import OPENAI_PATHS
-from seekray_serve.operations import ARROW, BYTES, OBJECT, TEXT, json_of, posted, ref, typed_object
+from seekray_serve.operations import ARROW, BYTES, EVENTS, OBJECT, TEXT, json_of, posted, ref, typed_object
 
 _NAMED = typed_object({"model": TEXT}, description="what the model's own document says, and its name")
 _PASSED_ON = ("predict", "stream", "generate")
@@ -15,8 +15,7 @@ _PASSED_ON = ("predict", "stream", "generate")
 
 def document(paths: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """The OpenAPI 3.1 document; `paths` are the (method, path) of the front door itself."""
-    events: dict[str, Any] = {"text/event-stream": {"schema": TEXT}}
-    own = {("POST", path): posted(path, f"OpenAI's {path}", json_of(_NAMED), json_of(OBJECT) | events) for path in OPENAI_PATHS}
+    own = {("POST", path): posted(path, f"OpenAI's {path}", json_of(_NAMED), json_of(OBJECT) | EVENTS) for path in OPENAI_PATHS}
     found = operations.documented(paths, own)
     table: dict[str, Any] = {ARROW: {"schema": BYTES}, "text/csv": {"schema": TEXT}}
     for verb in _PASSED_ON:

@@ -14,8 +14,14 @@ WHOLE: Schema = {"type": "integer"}
 YES: Schema = {"type": "boolean"}
 OBJECT: Schema = {"type": "object"}
 NAME: Schema = {"type": ["string", "null"]}
+NOTHING: Schema = {"type": "null"}
 ARROW = "application/vnd.apache.arrow.stream"
 BYTES: Schema = {"type": "string", "format": "binary"}
+
+
+# One of a stream's; `data` is as JSON, and of the last event of a stream that ended well `[DONE]`.
+EVENT: Schema = {"type": "object", "properties": {"data": TEXT}, "required": ["data"]}
+EVENTS = {"text/event-stream": {"schema": EVENT}}
 
 
 def ref(name: str) -> Schema:
@@ -35,7 +41,7 @@ def listed(items: Schema, **more: Any) -> Schema:
 
 def or_null(schema: Schema) -> Schema:
     """What may be left out by null too, as OpenAI's clients do."""
-    return {"anyOf": [schema, {"type": "null"}]}
+    return {"anyOf": [schema, NOTHING]}
 
 
 _ERROR = {"code": TEXT, "message": TEXT, "field": NAME}

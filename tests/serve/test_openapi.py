@@ -18,11 +18,12 @@ from seekray.predictor import Predictor
 from seekray_serve.front import FrontApp
 from seekray_serve.generate.rows import RowApp
 from seekray_serve.generate.texts import TextApp
+from seekray_serve.options import Limits
 from seekray_serve.prediction import PredictionApp
 
 schemathesis = pytest.importorskip("schemathesis")
 FailureGroup = pytest.importorskip("schemathesis.core.failures").FailureGroup
-APPLICATIONS = ("front", "penguins", "chat", "rows")
+APPLICATIONS = ("front", "penguins", "chat", "rows", "digits")
 CHECKS = {
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
     "response_schema_conformance", "negative_data_rejection", "positive_data_acceptance", "missing_required_header",
@@ -31,13 +32,13 @@ CHECKS = {
 # What the words of a refusal say where a schema has no words for the rule: valid by the schema, and rightly refused.
 RULES = (
     " values, column", "the model looks at", "more than max_tokens", "expected n (", "not with stream", "with it",
-    "rows asked for", "texts asked for", "where:", "exceeded maximum size", "schema",
+    "the model has 0 to", "rows asked for", "texts asked for", "where:", "exceeded maximum size", "schema",
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A net, a model of texts with a template and a generator of rows behind a front door."""
+    """A net, a model of texts with a template, a generator of rows and one of images, behind a front door."""
     folder = tmp_path_factory.mktemp("bundles")
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     net = {
@@ -45,12 +46,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "data": {"source": "sample:penguins", "target": "species"},
     }  # fmt: skip
     trained = bundle_of(net, folder / "home")
-    raw = {"name": "rows", "family": "gen", "task": "rows", "data": {"source": "sample:wine"}, "model": {"condition": "label"}}
+    few = Limits(max_rows=20)  # of texts, rows or images a request, so that a case takes no longer than it must
+    made = {"rows": ("rows", "sample:wine"), "digits": ("images", "sample:digit-images")}
     (folder / "chat").mkdir()
     ingress = Ingress()
     ingress.models["penguins"] = PredictionApp(Predictor.load(trained, name="penguins", version="1"))
-    ingress.models["chat"] = TextApp(Generator.load(write_bundle(folder / "chat", template=template), name="chat", version="1"))
-    ingress.models["rows"] = RowApp(Generator.load(untrained(folder / "rows", raw), name="rows", version="1"))
+    chat = Generator.load(write_bundle(folder / "chat", template=template), name="chat", version="1")
+    ingress.models["chat"] = TextApp(chat, few)
+    for name, (task, source) in made.items():
+        model = {"condition": "label", "hidden_size": 8}
+        raw = {"name": name, "family": "gen", "task": task, "data": {"source": source}, "model": model}
+        bundle = untrained(folder / name, raw)
+        ingress.models[name] = RowApp(Generator.load(bundle, name=name, version="1"), few)
     server = Server(ingress)
     ingress.front = FrontApp(server.url)
     with server:

@@ -78,7 +78,7 @@ class GenerationApp(ModelApplication, ABC):
         """The OpenAPI document."""
         paths = [(m, path) for path, methods in self.routes.items() for m in methods if m != "HEAD"]
         root = scope.get("root_path", "")
-        return json_response(documents.document(self.generator, self.endpoint, self.example, paths, root))
+        return json_response(documents.document(self.generator, self.endpoint, self.example, paths, self.limits.max_rows, root))
 
     async def docs(self, scope: Scope, receive: Receive) -> Response:
         """The documentation page."""

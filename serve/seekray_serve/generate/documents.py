@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from seekray_serve import operations
 from seekray_serve.generate import text_docs
 from seekray_serve.openapi import whole_document, whole_page
-from seekray_serve.operations import ARROW, BYTES, NAME, OBJECT, TEXT, json_of, listed, or_null, posted, typed_object
+from seekray_serve.operations import ARROW, BYTES, NAME, NOTHING, OBJECT, TEXT, json_of, listed, posted, typed_object
 
 if TYPE_CHECKING:
     from seekray.generator import Generator
+
+IMAGES = "/v1/images/generations"
 
 
 def describe(generator: Generator, endpoint: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -31,16 +33,30 @@ def describe(generator: Generator, endpoint: str, example: dict[str, Any]) -> di
 
 
 def document(
-    generator: Generator, endpoint: str, example: dict[str, Any], paths: Sequence[tuple[str, str]], prefix: str = ""
+    generator: Generator,
+    endpoint: str,
+    example: dict[str, Any],
+    paths: Sequence[tuple[str, str]],
+    most: int,
+    prefix: str = "",
 ) -> dict[str, Any]:
-    """The OpenAPI 3.1 document; `paths` are the (method, path) that the application answers."""
-    asked = generator.family.Request.model_json_schema()
+    """The OpenAPI 3.1 document; `paths` are the (method, path) that the application answers.
+
+    most: rows or texts of a request.
+    """
+    asked, schema = generator.family.Request.model_json_schema(), cast("Any", generator.schema)
     if "completions" in endpoint:
-        own = text_docs.operations(generator.name, getattr(generator.schema, "vocab_size", 1), asked["properties"], example)
+        own = text_docs.operations(
+            generator.name, getattr(generator.schema, "vocab_size", 1), asked["properties"], example, most
+        )
     else:
         columns = dict.fromkeys(column.name for column in generator.schema.features)
         asked["properties"]["where"] |= {"properties": {name: {} for name in columns}, "additionalProperties": False}
-        own = _made(generator.name, asked, example)
+        asked["properties"]["rows"]["maximum"] = most
+        own = {("POST", endpoint): _rows(endpoint, generator.name, asked, example)}
+        if generator.task == "images":
+            high, wide = schema.subject.state["size"]
+            own["POST", IMAGES] = _images(generator.name, f"{wide}x{high}", most)
     return whole_document(generator, operations.documented(paths, own), {}, prefix)
 
 
@@ -53,23 +69,24 @@ def page(generator: Generator, endpoint: str, example: dict[str, Any], prefix: s
     return whole_page(generator, endpoint, example, ("Request", "name", "what it is", "default"), rows, prefix)
 
 
-def _made(name: str, asked: dict[str, Any], example: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
-    """The operations of a generator of rows or images."""
+def _rows(path: str, name: str, asked: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    """Rows by our own interface."""
     rows = typed_object({"rows": listed(OBJECT), "model": TEXT, "version": NAME})
     others: dict[str, Any] = {"text/csv": {"schema": TEXT}, ARROW: {"schema": BYTES}}
-    image = typed_object({"created": {"type": "integer"}, "data": listed(typed_object({"b64_json": TEXT}))})
-    words = {
-        "model": {"const": name},
-        "prompt": or_null(TEXT),
-        "n": or_null({"type": "integer", "minimum": 1}),
-        "size": or_null(TEXT),
-        "response_format": or_null({"const": "b64_json"}),
-        "seed": or_null({"type": "integer", "minimum": 0}),
+    return posted(path, f"Generate with {name}", json_of(asked, example), {**json_of(rows), **others})
+
+
+def _images(name: str, size: str, most: int) -> dict[str, Any]:
+    """Images by OpenAI's. Null is the same as leaving out."""
+    takes = {
+        "model": {"enum": [name, None]},
+        "prompt": NAME,
+        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": most},
+        "size": {"enum": ["auto", size, None]},
+        "response_format": {"enum": ["b64_json", None]},
+        "seed": {"type": ["integer", "null"], "minimum": 0},
         "user": {},
     }
-    prompt = typed_object(words, words, additionalProperties=False)
-    made, openai = "/v1/generate", "/v1/images/generations"
-    return {
-        ("POST", made): posted(made, f"Generate with {name}", json_of(asked, example), {**json_of(rows), **others}),
-        ("POST", openai): posted(openai, "OpenAI's images", json_of(prompt), json_of(image)),
-    }
+    data = listed(typed_object({"b64_json": TEXT}))
+    gives = typed_object({"created": {"type": "integer"}, "data": data, "model": TEXT, "version": NAME})
+    return posted(IMAGES, "OpenAI's images", json_of(typed_object(takes, takes, additionalProperties=NOTHING)), json_of(gives))

@@ -17,12 +17,12 @@ _SAME = (
     "truncate", "n", "seed",
 )  # fmt: skip
 # What changes nothing of the answer.
-_PASSED_OVER = frozenset((
+PASSED_OVER = frozenset((
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "parallel_tool_calls",
 ))  # fmt: skip
 # What is there in OpenAI's interface and not here; these values ask for nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
     "modalities": (["text"],), "reasoning_effort": (), "audio": (), "prediction": (),
     "verbosity": (), "web_search_options": (),
@@ -204,12 +204,12 @@ def _named(body: object, name: str) -> dict[str, Any]:
 def _check_names(given: Mapping[str, Any], chat: bool) -> None:
     own = (_OWN | _CHAT_OWN) - {"prompt"} if chat else (_OWN | _TEXT_OWN) - {"messages"}
     for key, value in given.items():
-        if key in own or key in _SAME or key in _PASSED_OVER:
+        if key in own or key in _SAME or key in PASSED_OVER:
             continue
-        if key not in _NEUTRAL:
+        if key not in NEUTRAL:
             known = ", ".join(sorted(own | set(_SAME)))
             raise RequestError(400, "unknown_parameter", f"unknown parameter {key!r}; known are {known}", field=key)
-        if value not in _NEUTRAL[key]:
+        if value not in NEUTRAL[key]:
             raise RequestError(400, "unsupported_parameter", f"{key!r} is not supported here; leave it out", field=key)
 
 
@@ -237,12 +237,17 @@ def _messages(messages: object) -> list[Mapping[str, Any]]:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise RequestError(400, "bad_input", f"{where} has no role; expected {{role, content}}", field="messages")
         content = message.get("content")
-        if isinstance(content, list) and all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in content):
+        if isinstance(content, list) and all(map(_is_text, content)):
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
-            raise RequestError(400, "bad_input", f"{where}: content must be a text or parts of text", field="messages")
+            told = f"{where}: content must be a text or parts {{type: text, text}}"
+            raise RequestError(400, "bad_input", told, field="messages")
         found.append({**message, "content": content})
     return found
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text"
 
 
 def _wrong(name: str, value: object, expected: str) -> RequestError:

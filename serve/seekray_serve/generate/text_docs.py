@@ -5,52 +5,72 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from seekray_serve.operations import NAME, OBJECT, TEXT, WHOLE, YES, Schema, json_of, listed, or_null, posted, typed_object
+from seekray_serve.generate.openai_api import MOST_TEXTS, NEUTRAL, PASSED_OVER
+from seekray_serve.operations import (
+    EVENTS,
+    NAME,
+    NOTHING,
+    OBJECT,
+    TEXT,
+    WHOLE,
+    YES,
+    Schema,
+    json_of,
+    listed,
+    or_null,
+    posted,
+    typed_object,
+)
 
 _USAGE = typed_object({"prompt_tokens": WHOLE, "completion_tokens": WHOLE, "total_tokens": WHOLE})
 _HEAD = {"id": TEXT, "object": TEXT, "created": WHOLE, "model": TEXT, "version": NAME}
 _SOME: Schema = {"type": "string", "minLength": 1}
-_SCHEMA = typed_object({"name": TEXT, "schema": OBJECT}, ("name",))
+_SCHEMA = typed_object({"schema": OBJECT})  # its name, which OpenAI asks for, is not read
 _FORMAT: Schema = {"anyOf": [
     typed_object({"type": {"enum": ["text", "json_object"]}}),
     typed_object({"type": {"const": "json_schema"}, "json_schema": _SCHEMA}),
 ]}  # fmt: skip
-_EVENTS = {"text/event-stream": {"schema": TEXT}}
 
 
 def operations(
-    name: str, vocabulary: int, asked: Mapping[str, Schema], example: dict[str, Any]
+    name: str, vocabulary: int, asked: Mapping[str, Schema], example: dict[str, Any], most: int
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """The operations of the model `name` with so many tokens; `asked` are the properties of the family's own request."""
+    """The operations of the model `name` with so many tokens; `asked` are the properties of the family's own request.
+
+    most: texts of a request.
+    """
     same = (
         "temperature", "top_p", "top_k", "min_p", "min_tokens", "repetition_penalty", "presence_penalty", "frequency_penalty",
         "truncate", "seed",
     )  # fmt: skip
     ids = listed({"type": "integer", "minimum": 0, "maximum": vocabulary - 1}, minItems=1)
-    prompt: Schema = {"anyOf": [TEXT, listed(TEXT, minItems=1), ids, listed(ids, minItems=1)]}
+    prompt: Schema = {"anyOf": [TEXT, listed(TEXT, minItems=1, maxItems=most), ids, listed(ids, minItems=1, maxItems=most)]}
     bias = {"type": "number", "minimum": -100, "maximum": 100}
-    shared = {key: or_null(_plain(asked[key])) for key in same if key in asked} | {
+    shared = {key: _plain(asked[key]) for key in same if key in asked} | {
         "model": {"const": name},
-        "n": or_null({"type": "integer", "minimum": 1, "maximum": 128}),
-        "stop": or_null({"anyOf": [_SOME, listed(_SOME)]}),
-        "logit_bias": or_null({"type": "object", "patternProperties": {"^[0-9]{1,2}$": bias}, "additionalProperties": False}),
-        "response_format": or_null(_FORMAT),
-        "stream": or_null(YES),
-        "stream_options": or_null(OBJECT),
-        "user": {},
+        "n": {"type": "integer", "minimum": 1, "maximum": min(most, MOST_TEXTS)},
+        "stop": {"anyOf": [_SOME, listed(_SOME)]},
+        "logit_bias": {"type": "object", "patternProperties": {"^[0-9]+$": bias}, "additionalProperties": False},
+        "response_format": _FORMAT,
+        "stream": YES,
+        "stream_options": OBJECT,
+        **{key: {"enum": [*values]} for key, values in NEUTRAL.items()},
+        **{key: {} for key in sorted(PASSED_OVER)},
     }
-    least = or_null({"type": "integer", "minimum": 1})
-    part = typed_object({"type": {"const": "text"}, "text": TEXT})
+    least: Schema = {"type": "integer", "minimum": 1}
+    likeliest: Schema = {"type": "integer", "minimum": 0, "maximum": 100}
+    part = typed_object({"type": {"const": "text"}, "text": TEXT}, ("type",))
     message = typed_object({"role": TEXT, "content": {"anyOf": [TEXT, listed(part)]}})
     texts = shared | {
         "prompt": prompt,
-        "echo": or_null(YES),
-        "best_of": or_null({"type": "integer", "minimum": 1, "maximum": 128}),
+        "echo": YES,
+        "best_of": {"type": "integer", "minimum": 1, "maximum": min(most, MOST_TEXTS)},
         "max_tokens": least,
-        "logprobs": or_null({"type": "integer", "minimum": 0, "maximum": 100}),
+        "logprobs": likeliest,
     }
     chats = shared | {
-        "messages": listed(message, minItems=1), "max_tokens": least, "max_completion_tokens": least, "logprobs": or_null(YES),
+        "messages": listed(message, minItems=1), "max_tokens": least, "max_completion_tokens": least,
+        "logprobs": YES, "top_logprobs": likeliest,
     }  # fmt: skip
     text = typed_object({"index": WHOLE, "text": TEXT, "finish_reason": TEXT, "logprobs": {"type": ["object", "null"]}})
     said = typed_object({"role": TEXT, "content": TEXT, "refusal": NAME})
@@ -64,14 +84,15 @@ def operations(
     }
     return {
         ("POST", path): posted(
-            path, f"OpenAI's {path}", json_of(takes, shown), json_of(typed_object(gives)) | ({} if "emb" in path else _EVENTS)
+            path, f"OpenAI's {path}", json_of(takes, shown), json_of(typed_object(gives)) | ({} if "emb" in path else EVENTS)
         )
         for path, (takes, gives, shown) in found.items()
     }
 
 
 def _request(properties: dict[str, Schema], needed: str) -> Schema:
-    return typed_object(properties, properties.keys() - {needed}, additionalProperties=False)
+    takes = {key: schema if key == needed or not schema else or_null(schema) for key, schema in properties.items()}
+    return typed_object(takes, properties.keys() - {needed}, additionalProperties=NOTHING)
 
 
 def _plain(schema: Schema) -> Schema:
