@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -109,10 +112,11 @@ def browser() -> Iterator[Page]:
     """A tab of a Chromium of its own. Skips where there is none."""
     if BINARY is None:
         pytest.skip("no chromium; on Debian: apt install chromium")
-    with tempfile.TemporaryDirectory(prefix="sk-chromium-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sk-chromium-", ignore_cleanup_errors=True) as folder:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         options += [f"--user-data-dir={folder}", "--remote-debugging-port=0", "--hide-scrollbars", "about:blank"]
-        process = subprocess.Popen([BINARY, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen([BINARY, *options], start_new_session=True, **quiet)
         try:
             deadline = time.monotonic() + 30
             while not (ports := _written(Path(folder) / "DevToolsActivePort")):
@@ -126,6 +130,17 @@ def browser() -> Iterator[Page]:
         finally:
             process.terminate()
             process.wait(10)
+            _wait_for_group(process.pid)
+
+
+def _wait_for_group(group: int) -> None:
+    """Until a browser's other processes have ended too: while they write, its folder cannot be removed."""
+    deadline = time.monotonic() + 5
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)  # asks only whether there is one
+            time.sleep(0.05)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _written(file: Path) -> list[str]:
