@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast, get_args, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,6 +30,33 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     # Of a model that another starts from (`init_from`), what is not taken.
     own: ClassVar[frozenset[str]] = frozenset({"init_from"})
+
+
+class RequestConfig(ModelConfig):
+    """Base of what a caller may ask of the generative families. JSON has types: `true` or "3" is no number."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _typed(cls, value: Any, info: ValidationInfo) -> Any:
+        # Not pydantic's strict mode, which would also refuse lists for tuples and 3.0 for 3.
+        known = _types(cls.model_fields[info.field_name or ""].annotation)
+        if known & {int, float} and not known & {Any, str} and _holds_other(value):
+            raise ValueError("expected a number")
+        return value
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation is made of."""
+    return {annotation}.union(*map(_types, get_args(annotation)))
+
+
+def _holds_other(value: Any) -> bool:
+    """Whether a value, or one within it, is true, false or a text; the names in an object always are."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_other, value))
+    return isinstance(value, (bool, str))
 
 
 class StepSession(Protocol):
@@ -122,7 +149,7 @@ class Frugal(Family, Protocol):
 class Generative(Family, Protocol):
     """A family that also makes data. A model is a generator where its schema has no targets."""
 
-    Request: ClassVar[type[BaseModel]]  # what a caller may ask for; frozen, unknown keys refused
+    Request: ClassVar[type[BaseModel]]  # what a caller may ask for, a `RequestConfig`
 
     def generate(self, modules: Modules, schema: Any, request: Any) -> pa.Table:
         """What is asked for, as a table. The same request with the same seed gives the same table."""

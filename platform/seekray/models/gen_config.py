@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from seekray.models.family import ModelConfig
+from seekray.models.family import ModelConfig, RequestConfig
 from seekray.models.gen_losses import Loss
 
 
@@ -58,7 +58,7 @@ class GenConfig(ModelConfig):
         return self.gradient_penalty if self.gradient_penalty is not None else 10.0 if self.loss == "wasserstein" else 0.0
 
 
-class GenRequest(ModelConfig):
+class GenRequest(RequestConfig):
     """What may be asked of a generator."""
 
     rows: int = Field(1, ge=1, description="how many")

@@ -15,14 +15,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from seekray.models.family import ModelConfig
+from seekray.models.family import RequestConfig
 
 # A lead below this part of the largest logit may be rounding. In float32 logits of the decoder differ from the module's by
 # less than a quarter of it; of half precision nothing is promised.
 MARGIN = {torch.float32: 1e-4}
 
 
-class Sampling(ModelConfig):
+class Sampling(RequestConfig):
     """How tokens are chosen and when a text ends."""
 
     max_tokens: int = Field(64, ge=1, description="most tokens of each text")
@@ -31,7 +31,9 @@ class Sampling(ModelConfig):
     top_k: int | None = Field(None, ge=1, description="only the k most likely")
     top_p: float = Field(1.0, gt=0, le=1, description="only the most likely that reach this probability together")
     min_p: float = Field(0.0, ge=0, le=1, description="only those at least this times as likely as the most likely one")
-    repetition_penalty: float = Field(1.0, gt=0, description="above 1: tokens that are there already are less likely")
+    repetition_penalty: float = Field(
+        1.0, ge=0.01, le=100, description="above 1: tokens that are there already are less likely"
+    )
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="taken from the logits of tokens of the text so far")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="the same, as often as a token is there")
     logit_bias: dict[int, float] = Field({}, description="added to the logits of tokens, by their ids")

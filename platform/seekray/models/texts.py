@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from seekray.models.decoding import Weights
 from seekray.models.sampling import Sampling
@@ -19,7 +19,15 @@ class TextRequest(Sampling):
 
     prompts: tuple[str | tuple[int, ...], ...] = Field(("",), min_length=1, description="texts, or token ids, to go on from")
     n: int = Field(1, ge=1, le=1000, description="texts of each prompt")
-    truncate: bool = Field(False, description="of a prompt that is too long read the end; false: it is an error")
+    truncate: bool = Field(False, strict=True, description="of a prompt that is too long read the end; false: it is an error")
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _ids(cls, prompts: Any) -> Any:
+        for prompt in prompts if isinstance(prompts, (list, tuple)) else ():
+            if isinstance(prompt, (list, tuple)) and not {bool, str}.isdisjoint(map(type, prompt)):
+                raise ValueError("expected token ids, which are numbers")
+        return prompts
 
     @property
     def sampling(self) -> Sampling:
