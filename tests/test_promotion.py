@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from training_kit import sent_from_here
 
 from seekray.errors import GateError, UserError
 from seekray.experiment_file import validate
@@ -27,7 +28,8 @@ def run(epochs: int, seed: int = 0) -> str:
             "register": "wine",
         }
     )
-    version = train(experiment, settings()).version
+    with sent_from_here():
+        version = train(experiment, settings()).version
     assert version is not None
     return version
 

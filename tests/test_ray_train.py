@@ -60,6 +60,7 @@ def test_workers_compute_what_one_process_does(source: Path, prepared: Prepared,
     assert listen.states[-1]["finished"]
 
 
+@pytest.mark.slow  # tests/test_families.py has the same with ranks that are forked
 def test_two_networks_on_two_workers(source: Path, tmp_path: Path) -> None:
     parts: dict[str, Any] = {
         "family": "gen",

@@ -22,6 +22,7 @@ from seekray import trainer
 from seekray.checkpoint import Checkpoints
 from seekray.config import Experiment
 from seekray.errors import ConfigError, DataError, DivergedError, ModelNotFoundError
+from seekray.experiment_file import with_values
 from seekray.progress import Progress, line
 from seekray.settings import settings
 from seekray.tracking.spool import Spool, state
@@ -89,7 +90,7 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.e2e
 @pytest.mark.ray
-def test_ctrl_c_on_a_terminal_and_on_again(home: Path, tmp_path: Path, ray_cluster: None) -> None:
+def test_ctrl_c_on_a_terminal_and_on_again(home: Path, tmp_path: Path) -> None:
     """`train` with a Ray of its own under a terminal, interrupted, gone on with elsewhere: as if nothing had happened."""
     source = write_table(tmp_path / "table.csv")
     given = experiment(
@@ -119,7 +120,8 @@ def test_ctrl_c_on_a_terminal_and_on_again(home: Path, tmp_path: Path, ray_clust
     assert last is not None
     assert 20 <= last.state["step"] < 108
 
-    result = trainer.train(trainer.load_run(run_id, settings()), settings(), resume=run_id)
+    elsewhere = with_values(trainer.load_run(run_id, settings()), {"resources.workers": 0})
+    result = trainer.train(elsewhere, settings(), resume=run_id)
     assert result.run_id == run_id
     assert state(run)["status"] == "finished"
     whole = Listen()

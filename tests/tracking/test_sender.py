@@ -93,6 +93,7 @@ def test_a_driver_killed_leaves_no_sender_and_a_killed_run(where: Settings, bund
     kit.check_whole(where, run.run_id)
 
 
+@pytest.mark.slow  # a sender goes on by itself in the middle as at the start, which the next test has
 def test_a_server_away_at_the_start_killed_in_the_middle_and_back_before_the_end(
     remote: Settings, server: kit.Server, bundle: Path
 ) -> None:
@@ -119,12 +120,18 @@ def test_a_server_away_at_the_start_killed_in_the_middle_and_back_before_the_end
     kit.check_whole(remote, run.run_id)
 
 
-def test_a_server_killed_in_the_middle_and_back_after_the_end(remote: Settings, server: kit.Server, bundle: Path) -> None:
-    server.start()
+def test_a_server_away_at_the_start_killed_in_the_middle_and_back_after_the_end(
+    remote: Settings, server: kit.Server, bundle: Path
+) -> None:
     run = kit.make_run(remote)
     run.begin()
     with start_sender(run.storage, remote) as sender:
-        for step in (1, 2, 3):
+        began = time.monotonic()
+        run.step(1)
+        assert time.monotonic() - began < 0.5
+        time.sleep(1)
+        server.start()
+        for step in (2, 3):
             run.step(step)
         until(lambda: progress(run.storage, remote)["segment"] >= 2)
         server.kill()
