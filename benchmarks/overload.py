@@ -96,7 +96,7 @@ async def offer(host: str, port: int, request: bytes, rate: float, seconds: floa
     opened, start = connections, time.perf_counter()
     for number in itertools.count():
         due = start + number / rate
-        if due > start + seconds:
+        if max(due, time.perf_counter()) > start + seconds:  # also where this process cannot keep up: it is told then
             break
         while (now := time.perf_counter()) < due:
             await asyncio.sleep(due - now if due - now > 0.001 else 0)
@@ -191,6 +191,7 @@ def measure(bundle: Path, seconds: float, queue: int, limit: float, rows: int) -
     return {
         "capacity": most,
         "offered": 3 * most,
+        "sent": sum(map(len, seen.latencies.values())) / seconds,
         "goodput": sum(latency < limit for latency in accepted) / seconds / most,
         "accepted_p50_ms": percentile(accepted, 0.5),
         "accepted_p99_ms": percentile(accepted, 0.99),
@@ -229,7 +230,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(found, indent=1))
         return
     at = {name: f"{found[name]:.1f} ms" for name in found if name.endswith("_ms")}
-    print(f"capacity {found['capacity']:.0f} requests/s; offered {found['offered']:.0f} for {given.seconds:g} s")
+    print(f"capacity {found['capacity']:.0f} requests/s")
+    print(f"offered {found['offered']:.0f} for {given.seconds:g} s, sent {found['sent']:.0f}")
     print(f"goodput {found['goodput']:.3f} of the capacity (target 0.9)")
     print(f"accepted: p50 {at['accepted_p50_ms']}, p99 {at['accepted_p99_ms']} (limit {at['limit_ms']})")
     print(f"refused {found['refused']}: p50 {at['refused_p50_ms']}, p99 {at['refused_p99_ms']} (target 50 ms)")

@@ -49,7 +49,8 @@ def test_a_template_that_was_not_foreseen_is_refused():
 def test_the_wrapper_rewrites_and_becomes_haproxy(tmp_path: Path):
     binary = haproxy.find_binary()
     assert binary
-    config = tmp_path / "haproxy.cfg"
+    config = tmp_path / "node" / "haproxy.cfg"  # Serve's place for it: a folder a node
+    config.parent.mkdir()
     config.write_text(
         "global\n    stats socket /nowhere/a.sock mode 666 level admin\ndefaults\n    mode http\n"
         "    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"

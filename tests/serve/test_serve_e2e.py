@@ -136,6 +136,18 @@ def test_a_hundred_thousand_rows_in_one_call(served, bundles):
         assert found[f"probability_{name}"].to_pylist()[: len(rows)] == pytest.approx(wanted, abs=1e-6)
 
 
+def test_haproxy_knows_what_is_too_much_for_each_model(served):
+    settings, _ = served
+    running = instance.load(settings.home / "serve.json")
+    assert running
+    [config] = Path(running.folder, "h").rglob("haproxy.cfg")
+    limits = re.findall(
+        r"backend http-(\S+)\n\s+stick-table .*\n.*\n\s+acl seekray_full sc0_conn_cur gt (\d+)", config.read_text()
+    )
+    assert {"digits", "wine", "chat"} == {name for name, _ in limits}
+    assert all(int(most) > 0 for _, most in limits)
+
+
 def test_what_listens_is_what_the_page_lists(served):
     """No HTTP beyond loopback, nothing that is not in docs/security.md, and no gRPC without Ray's token."""
     settings, _ = served

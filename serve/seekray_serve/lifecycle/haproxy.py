@@ -24,6 +24,7 @@ from pathlib import Path
 
 BINARY = "SEEKRAY_HAPROXY_BINARY"
 PUBLIC_HOST = "SEEKRAY_PUBLIC_HOST"
+LIMITS_FILE = "SEEKRAY_HAPROXY_LIMITS"
 
 # `/v1/models/digits/predict` is `/digits/v1/predict`, and likewise for Open Inference Protocol.
 # Not for a model that is not served: no backend has its prefix, so the front door answers 404.
@@ -116,6 +117,7 @@ def write_wrapper(folder: Path, binary: str, public_host: str) -> Path:
     wrapper.write_text(
         "#!/bin/sh\n"
         f"export {BINARY}={shlex.quote(binary)} {PUBLIC_HOST}={shlex.quote(public_host)}\n"
+        f"export {LIMITS_FILE}={shlex.quote(str(folder / LIMITS))}\n"
         f'exec {shlex.quote(sys.executable)} -I -S {shlex.quote(__file__)} "$@"\n'
     )
     wrapper.chmod(0o700)
@@ -143,7 +145,7 @@ def main(arguments: list[str]) -> None:
         error_file.write_text(_UNAVAILABLE.format(length=len(_BODY), body=_BODY))
         text = config.read_text()
         if "# seekray:" not in text:
-            limits = config.with_name(LIMITS)
+            limits = Path(os.environ[LIMITS_FILE])  # Serve puts each node's configuration in a folder of its own
             found = json.loads(limits.read_text()) if limits.exists() else {}
             new = rewrite(text, public_host=os.environ[PUBLIC_HOST], error_file=str(error_file), limits=found)
             # Renamed into place: HAProxy, and a reader of the folder, see the whole file or the old.
