@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 # Two processes: one for all that shares the session's Ray and endpoint, the other for the rest, file by file (tests/conftest.py).
+# A test that hangs fails, with all stacks, rather than the whole.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 STAMP := .venv/.installed
 
@@ -23,10 +24,10 @@ check: install
 	@$(BIN)/mypy
 
 test: install
-	@$(PYTEST) -m "not slow and not gpu"
+	@$(PYTEST) --timeout 300 -m "not slow and not gpu"
 
 test-all: install
-	@$(PYTEST)
+	@$(PYTEST) --timeout 1800
 
 bench: install
 	@$(BIN)/python -m benchmarks

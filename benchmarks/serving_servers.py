@@ -9,7 +9,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from benchmarks.peers.shared import BUNDLE, answers, load
 from seekray_serve.lifecycle import instance
@@ -99,8 +100,11 @@ def _process(command: Sequence[str], bundle: Path, port: int, cwd: Path, more: M
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # a session of its own: its workers too
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # BentoML's workers are in process groups of their own.
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                    each.kill()
         process.wait()
 
 

@@ -244,7 +244,9 @@ class Experiment(Strict):
                 f"training.metric ({self.training.metric}) is measured on validation rows, but data.split.validation is 0"
             )
         if self.tune and not self.data.split.validation:
-            raise ValueError("tune compares trials on validation rows, but data.split.validation is 0; give it a fraction")
+            raise ValueError(
+                "tune compares trials on validation rows, but data.split.validation is 0; data.split.validation=0.2 keeps a fifth for it"
+            )
         if self.tune and self.tune.first and self.training.metric not in (None, self.tune.first):
             raise ValueError(
                 f"tune.metric ({self.tune.first}) picks each trial's best weights too, and training.metric is "

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from seekray.data.parse import FALSE, TRUE
 from seekray_serve import operations
 from seekray_serve.operations import ARROW, BYTES, NAME, json_of, posted, ref, typed_object
-from seekray_serve.predict.rows import flags_as_numbers
 
 if TYPE_CHECKING:
     from seekray.loaded import LoadedModel
@@ -74,7 +73,7 @@ def document(predictor: Predictor, paths: Sequence[tuple[str, str]], prefix: str
         schema = dict(_TYPES.get(feature.kind, {}))
         if feature.size and feature.kind == "vector":
             schema |= {"minItems": feature.size, "maxItems": feature.size}
-        if feature.kind == "numeric" and feature.name in flags_as_numbers(predictor):
+        if feature.kind == "numeric" and feature.state.get("flags"):
             schema = {"type": ["number", "boolean", "null"]}
         features[feature.name] = schema
     names = list(features)

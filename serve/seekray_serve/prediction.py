@@ -96,7 +96,7 @@ class PredictionApp(ModelApplication):
         kind, accept = header(scope, b"content-type") or JSON, header(scope, b"accept") or b""
         if is_json(kind) and ARROW not in accept:
             body = await read_body(scope, receive, self.limits.max_body_bytes)
-            job = self.reader.read(parse_json(body), body)
+            job = self.reader.read(parse_json(body))
             answer = await self.batcher.submit(job, job.count)
             return Response(orjson.dumps(answer.as_json(self.predictor)))
         if not kind.startswith(ARROW):

@@ -123,6 +123,8 @@ def test_a_text_that_cannot_go_on_ends_alone() -> None:
 def test_penalties_and_biases() -> None:
     logits = torch.tensor([2.0, 1.5, -0.5, -1.0])
     assert choose(logits, Sampling(temperature=0, presence_penalty=1.0), made={0: 1})[0] == 1
+    assert Sampling(temperature=1e-300).plain
+    assert choose(logits, Sampling(temperature=1e-6), noise=torch.ones(4))[0] == 0
     assert choose(logits, Sampling(temperature=0, frequency_penalty=0.3), made={0: 1})[0] == 0
     assert choose(logits, Sampling(temperature=0, frequency_penalty=0.3), made={0: 2})[0] == 1
     assert choose(logits, Sampling(temperature=0, presence_penalty=-2.0), made={1: 1})[0] == 1

@@ -24,6 +24,7 @@ class Feature:
     kind: str
     size: int | None = None
     example: Any = 1.0
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -103,7 +103,6 @@ class NumericBlock:
     in training has an indicator column, after all features. A constant feature has scale 0.
     """
 
-    parse: ClassVar[Any] = staticmethod(numbers)
     plain: ClassVar[frozenset[Any]] = PLAIN_NUMBERS
 
     def __init__(self, features: Sequence[Fitted]) -> None:
@@ -112,6 +111,7 @@ class NumericBlock:
         self.inverse = np.array([_inverse(f.state["std"]) for f in features])
         self.fill = np.array([f.state["median"] for f in features])
         self.indicators = np.flatnonzero([f.state["missing"] for f in features])
+        self._flags = frozenset(f.name for f in features if f.state.get("flags"))
         self.width = len(features) + len(self.indicators)
         self._get = itemgetter(*self.names) if len(features) > 1 else None
 
@@ -141,15 +141,20 @@ class NumericBlock:
                     pass
         matrix = np.empty((len(found), rows))
         for row, name, column in zip(matrix, self.names, found, strict=True):
-            row[:] = self.parse(column, name, STRICT)
+            row[:] = self._parsed(column, name)
         return matrix.T
+
+    def _parsed(self, column: Column, name: str) -> Array:
+        return numbers(column, name, STRICT, flags=name in self._flags)
 
 
 class BooleanBlock(NumericBlock):
     """0 and 1, .5 for missing, with the indicators of `NumericBlock`."""
 
-    parse = staticmethod(booleans)
     plain = frozenset((bool, type(None)))
+
+    def _parsed(self, column: Column, name: str) -> Array:
+        return booleans(column, name, STRICT)
 
 
 def _cycle(steps: int) -> Array:

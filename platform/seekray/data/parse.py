@@ -22,7 +22,7 @@ from seekray.errors import DataError
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Column: TypeAlias = "list[Any] | tuple[Any, ...] | Array | pa.Array | pa.ChunkedArray"
 
-PLAIN_NUMBERS = frozenset((int, float, bool, type(None)))
+PLAIN_NUMBERS = frozenset((int, float, type(None)))
 NUMBER = r"^[+-]?((\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan|Inf|Infinity|NaN)$"
 TRUE = frozenset(("true", "t", "yes", "y", "1", "on"))
 FALSE = frozenset(("false", "f", "no", "n", "0", "off"))
@@ -114,10 +114,11 @@ def as_list(column: Column) -> Sequence[Any]:
     return list(column.to_pylist())
 
 
-def numbers(column: Column, name: str, rejects: Rejects) -> Array:
+def numbers(column: Column, name: str, rejects: Rejects, *, flags: bool = True) -> Array:
     """float64 (B,); missing is NaN, bool is 0 or 1, infinities stay.
 
-    A text in a list is rejected; a text column of a file is parsed, and what is not a number rejected.
+    A text in a list is rejected, and true and false are too unless they are expected there (flags); a text column of a
+    file is parsed, and what is not a number rejected.
     """
     if is_arrow(column):
         return _arrow_numbers(as_array(column), name, rejects)
@@ -131,7 +132,9 @@ def numbers(column: Column, name: str, rejects: Rejects) -> Array:
             pass
     out = np.full(len(values), np.nan)
     for row, value in enumerate(values):
-        if isinstance(value, (int, float, np.number, np.bool_, decimal.Decimal)):
+        if isinstance(value, (bool, np.bool_)) and not flags:
+            rejects.add(name, row, value, "expected a number")
+        elif isinstance(value, (int, float, np.number, np.bool_, decimal.Decimal)):
             try:
                 out[row] = float(value)
             except OverflowError:

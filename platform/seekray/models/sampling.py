@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from seekray.models.family import RequestConfig
@@ -20,6 +20,8 @@ from seekray.models.family import RequestConfig
 # A lead below this part of the largest logit may be rounding. In float32 logits of the decoder differ from the module's by
 # less than a quarter of it; of half precision nothing is promised.
 MARGIN = {torch.float32: 1e-4}
+# Logits divided by less may overflow float32.
+COLDEST = 1e-6
 
 
 class Sampling(RequestConfig):
@@ -27,7 +29,7 @@ class Sampling(RequestConfig):
 
     max_tokens: int = Field(64, ge=1, description="most tokens of each text")
     min_tokens: int = Field(0, ge=0, description="fewer than these do not end a text; a stop string counts only after them")
-    temperature: float = Field(1.0, ge=0, description="0: always the most likely token")
+    temperature: float = Field(1.0, ge=0, description="0, or below 1e-6: always the most likely token")
     top_k: int | None = Field(None, ge=1, description="only the k most likely")
     top_p: float = Field(1.0, gt=0, le=1, description="only the most likely that reach this probability together")
     min_p: float = Field(0.0, ge=0, le=1, description="only those at least this times as likely as the most likely one")
@@ -43,6 +45,11 @@ class Sampling(RequestConfig):
         0, ge=0, description="the same prompt with the same seed gives the same text, whatever is asked beside it"
     )
     logprobs: int | None = Field(None, ge=0, le=100, description="log-probabilities of the tokens and of so many others")
+
+    @field_validator("temperature")
+    @classmethod
+    def _coldest(cls, value: float) -> float:
+        return value if value >= COLDEST else 0.0
 
     @model_validator(mode="after")
     def _rules(self) -> Sampling:

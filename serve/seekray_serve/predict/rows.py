@@ -116,16 +116,11 @@ class RowReader:
         # A row may bring its key along, as it does in a file; the answer is in the rows' order.
         self._keys = frozenset(getattr(predictor.schema, "key", ()))
         self._values = _getter(self.names)
-        numbers, flags = [feature.name for feature in features if feature.kind == "numeric"], flags_as_numbers(predictor)
-        self._numbers = _getter(numbers)
-        self._no_flags = [name for name in numbers if name not in flags]
+        self._numbers = _getter([feature.name for feature in features if feature.kind == "numeric"])
         self._others = _getter([feature.name for feature in features if feature.kind != "numeric"])
 
-    def read(self, body: object, raw: bytes | None = None) -> Job:
-        """The job of a parsed body. Raises DataError, TooLargeError.
-
-        raw: the body before it was parsed, where a look at it can spare one at every value.
-        """
+    def read(self, body: object) -> Job:
+        """The job of a parsed body; values are judged where they become tensors. Raises DataError, TooLargeError."""
         if not isinstance(body, dict):
             raise DataError('the body must be an object with "rows" or "columns"')
         rows = body.get("rows")
@@ -133,10 +128,10 @@ class RowReader:
             if not isinstance(rows, list) or not rows:
                 raise DataError('"rows" must be a list of at least one object', field="rows")
             self.check_count(len(rows), "rows")
-            return self._from_rows(rows, raw)
+            return self._from_rows(rows)
         columns = body.get("columns")
         if columns is not None and len(body) == 1:
-            return self._from_columns(columns, raw)
+            return self._from_columns(columns)
         for name in body:
             if name not in ("rows", "columns"):
                 raise DataError(f'the body has {name!r}; expected "rows" or "columns" and nothing else', field=name)
@@ -151,7 +146,7 @@ class RowReader:
                 field=field,
             )
 
-    def _from_rows(self, rows: list[Any], raw: bytes | None) -> Job:
+    def _from_rows(self, rows: list[Any]) -> Job:
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise DataError(f"row {number} is not an object of columns", field="rows")
@@ -161,7 +156,7 @@ class RowReader:
             key = self._key(rows)
             if key is not None:
                 return Job(len(rows), rows=rows, key=key)
-        return Job(len(rows), columns=self._checked(self.columns(rows), raw))
+        return Job(len(rows), columns=self.columns(rows))
 
     def _key(self, rows: list[Row]) -> Key | None:
         """What decides with whom the rows may be merged; None: with nobody."""
@@ -180,7 +175,7 @@ class RowReader:
         """A table of rows, column by column."""
         return dict(zip(self.names, map(list, zip(*map(self._values, rows), strict=True)), strict=True))
 
-    def _from_columns(self, columns: object, raw: bytes | None) -> Job:
+    def _from_columns(self, columns: object) -> Job:
         if not isinstance(columns, dict) or not columns:
             raise DataError('"columns" must be an object of lists', field="columns")
         lengths: dict[int, str] = {}
@@ -198,17 +193,7 @@ class RowReader:
         if columns.keys() != self._name_set:
             self.check_names(columns, "the table")
             columns = {name: columns[name] for name in self.names}
-        return Job(count, columns=self._checked(columns, raw))
-
-    def _checked(self, columns: dict[str, list[Any]], raw: bytes | None) -> dict[str, list[Any]]:
-        """The columns; what else may be wrong in them is seen where they become tensors. Raises DataError."""
-        if raw is not None and b"true" not in raw and b"false" not in raw:
-            return columns
-        for name in self._no_flags:
-            if bool in map(type, values := columns[name]):
-                row, value = next((row, value) for row, value in enumerate(values) if isinstance(value, bool))
-                raise DataError(f"column {name!r}, row {row}: expected a number, got {value}", field=name)
-        return columns
+        return Job(count, columns=columns)
 
     def check_names(self, given: Mapping[str, Any], what: str) -> None:
         """Raises DataError naming the first column that is too many or not there; keys may be there."""
@@ -220,12 +205,6 @@ class RowReader:
         for name in self.names:
             if name not in given:
                 raise DataError(f"{what} has no column {name!r}; null means a missing value", field=name)
-
-
-def flags_as_numbers(predictor: Predictor) -> frozenset[str]:
-    """Numeric features that were true and false in the data, which the bundle's sample shows: to others these are a mistake."""
-    numeric = [feature.name for feature in predictor.schema.features if feature.kind == "numeric"]
-    return frozenset(name for row in predictor.sample for name in numeric if isinstance(row.get(name), bool))
 
 
 def _getter(names: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:

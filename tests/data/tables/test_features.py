@@ -171,7 +171,9 @@ class TestNumeric:
 
     def test_bool_and_large_int(self) -> None:
         schema = schema_of({"x": [0.0, 1.0], "y": [0.0, 1.0]})
-        a = schema.transform({"x": [True, False, 2**60 + 1], "y": [1, 0, 2.0**60]})["dense"]
+        flags = pa.array([True, False]), pa.array([1, 0])
+        assert torch.equal(*(schema.transform({"x": f, "y": f})["dense"] for f in flags))
+        a = schema.transform({"x": [1.0, 0, 2**60 + 1], "y": [1, 0, 2.0**60]})["dense"]
         assert torch.equal(a[:, 0], a[:, 1])
 
     def test_text_column_of_a_file_is_parsed(self) -> None:
@@ -224,6 +226,16 @@ class TestCategorical:
         assert ints.transform({"c": [True, 1]})["categorical"][:, 0].tolist() == [1, 2]
         flags = schema_of({"c": [True, True, False]}, {"c": "categorical"})
         assert flags.transform({"c": [True, False, 1]})["categorical"][:, 0].tolist() == [2, 3, 1]
+
+    def test_true_in_a_list_is_a_number_where_training_saw_true_and_false(self) -> None:
+        learned = schema_of({"n": [True, False, True], "m": [1.0, 2.0, 3.0]}, {"n": "numeric", "m": "numeric"})
+        given = {"n": [True, None, 0], "m": [1, 2, 3]}
+        assert learned.transform(given)["dense"][0, 0] == learned.transform(given | {"n": [1, None, 0]})["dense"][0, 0]
+        assert FeatureSchema.from_json(learned.to_json()) == learned
+        with pytest.raises(DataError, match="'m', row 1: expected a number, got True"):
+            learned.transform(given | {"m": [1, True, 3]})
+        # A column of one type is no slip of the hand.
+        assert learned.transform(given | {"m": pa.array([True, False, True])})["dense"].shape == (3, learned.dense_size)
 
     def test_a_list_is_no_category(self) -> None:
         schema = schema_of({"c": ["a", "b"]})

@@ -113,6 +113,7 @@ def _fit_feature(name: str, kind: str, column: Any, raw: Any, options: FeatureOp
     if kind == "numeric":
         values = numbers(column, name, Rejects())
         state, notes = fit_numbers(values)
+        state |= {"flags": True} if is_arrow(raw) and pa.types.is_boolean(as_array(raw).type) else {}
         example = _number_example(values, example)
     elif kind == "boolean":
         values = booleans(column, name, Rejects())
