@@ -245,7 +245,8 @@ class Experiment(Strict):
             )
         if self.tune and not self.data.split.validation:
             raise ValueError(
-                "tune compares trials on validation rows, but data.split.validation is 0; data.split.validation=0.2 keeps a fifth for it"
+                "tune compares trials on validation rows, but data.split.validation is 0; "
+                "data.split.validation=0.2 keeps a fifth of the rows for it"
             )
         if self.tune and self.tune.first and self.training.metric not in (None, self.tune.first):
             raise ValueError(
