@@ -71,6 +71,7 @@ class Server:
     def __enter__(self) -> Server:
         self.thread.start()
         while not self.server.started:
+            assert self.thread.is_alive(), "the application did not start"
             time.sleep(0.01)
         return self
 
