@@ -187,7 +187,7 @@ def alone(epochs: int, trials: int, folder: Path) -> tuple[float, float]:
 
 
 def searched(epochs: int, trials: int, folder: Path) -> tuple[float, float]:
-    """The same of `seekray tune`: from when the first trial's folder is written to when the last one's end is told."""
+    """The same of `seekray tune`: from the first trial's first steps to when the last one's end is told."""
     folder.mkdir()
     (folder / "e.yaml").write_text(json.dumps(experiment(epochs, trials).as_json()))
     load(folder / "e.yaml")
@@ -202,10 +202,13 @@ def searched(epochs: int, trials: int, folder: Path) -> tuple[float, float]:
     runs = Storage(str(folder / "home" / "storage" / "runs"))
     (search_id,) = [r for r in runs.list() if "-t0" not in r]
     entries = Journal(runs.child(search_id)).trials.values()
-    first = min(Path(runs.path(f"{entry.run_id}/run.json")).stat().st_mtime for entry in entries)
-    told = [p for e in Spool(runs.child(search_id)).events() if e["kind"] == "points" for p in e["points"]]
-    last = max(point["time_ms"] for point in told if point["key"] == "trials_ended") / 1000
-    return last - first, seconds
+    first = min(point["time_ms"] for entry in entries for point in _points(runs.child(entry.run_id)))
+    last = max(point["time_ms"] for point in _points(runs.child(search_id)) if point["key"] == "trials_ended")
+    return (last - first) / 1000, seconds
+
+
+def _points(run: Storage) -> list[Any]:
+    return [point for event in Spool(run).events() if event["kind"] == "points" for point in event["points"]]
 
 
 def nested(epochs: int, trials: int, folder: Path) -> float:

@@ -17,6 +17,9 @@ from seekray.session import Point, Session, points
 from seekray.system import keep_freed_memory, system_metrics
 from seekray.train_state import TrainState
 
+# A step of a small model, or an epoch, is faster than one can look.
+SHOWN_EVERY_S, MEASURED_EVERY_S = 0.2, 0.5
+
 if TYPE_CHECKING:
     from seekray.config import Experiment
     from seekray.data.prepared import Dataset
@@ -91,6 +94,7 @@ class Pulse:
         self._shares: dict[str, Tensor] = {}
         self._metrics: dict[str, float] = {}
         self._saved_step = -1
+        self._rated = self._looked = -MEASURED_EVERY_S  # when speed and system were last told
         self._last: dict[str, float] = {}
         self._told: list[Point] = []
         self._watched, self._said = watched(state.family), set[str]()
@@ -111,7 +115,7 @@ class Pulse:
         """After each optimizer step."""
         step, training = self.state.step, self._training
         now = time.monotonic()
-        if self._session.rank == 0 and now - self._shown > 0.2:
+        if self._session.rank == 0 and now - self._shown > SHOWN_EVERY_S:
             self._show(now)
         if step % training.log_every == 0:
             self._drain()
@@ -130,7 +134,10 @@ class Pulse:
         self._metrics = means | {f"validation_{k}": v for k, v in metrics.items()}
         entry = {"epoch": len(state.history) + 1, "step": state.step, "lr": _rate(state)} | self._metrics
         state.history.append(entry | {"seconds": now - self._epoch_began})
-        self._points += points(self._metrics | system_metrics(), state.step)
+        told = dict(self._metrics)
+        if now - self._looked >= MEASURED_EVERY_S:
+            told, self._looked = told | system_metrics(), now
+        self._points += points(told, state.step)
         state.sums, state.sum_rows, self._epoch_began = {}, 0, now
         if self._session.agree(now - self._reported > 1 or state.finished):
             self._report()
@@ -138,7 +145,8 @@ class Pulse:
             self._save()
         if self._session.rank == 0:
             self._watch()
-            self._show(now)
+            if state.finished or now - self._shown > SHOWN_EVERY_S:
+                self._show(now)
 
     def _watch(self) -> None:
         """Say in words where the epoch's figures are not as they should be, once in a row."""
@@ -167,11 +175,13 @@ class Pulse:
             state.sums[key] = state.sums.get(key, 0.0) + value
         state.sum_rows += self._window_rows
         values = {k: v / self._window_rows for k, v in total.items()} | {"lr": _rate(state)}
-        values["rows_per_second"] = self._window_rows / max(1e-9, now - self._since)
         if self._session.grad_norm is not None:
             values["grad_norm"] = float(self._session.grad_norm)
+        speed = {"rows_per_second": self._window_rows / max(1e-9, now - self._since)}
+        self._last = values | speed
+        if now - self._rated >= MEASURED_EVERY_S:
+            values, self._rated = self._last, now
         self._points += points(values, state.step)
-        self._last = values
         self._window, self._window_rows, self._since = [], 0, now
 
     def _report(self) -> None:
