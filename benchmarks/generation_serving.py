@@ -8,7 +8,8 @@ two begin alike), greedy, 32 to 96 new tokens (64 in the mean). A token is a cha
 All servers run at the same time and take turns; the client shares their cores. `seekray` is the endpoint behind Ray Serve
 and HAProxy, `replica` the same application on uvicorn alone.
 
-* streams: tokens/s and time to the first token with one stream and with 16, each asking again when it has its answer.
+* streams: tokens/s and time to the first token with one stream and with 16, each asking again when it has its answer; beside
+  them the offline generator with texts of one length, and its engine alone with those of the streams.
 * transformers: `transformers serve` among them, where `accelerate` is installed.
 * delay: 15 texts are being made when a prompt of 512 tokens comes; how much later than usual their next tokens are.
 * load: requests come at random (Poisson) at a fixed rate whether or not earlier ones are done; the whole answer's time.
@@ -100,23 +101,32 @@ async def ask(server: dict[str, Any], prompt: str, tokens: int) -> Answer:
     return answer
 
 
-async def closed(server: dict[str, Any], streams: int, requests: int, seed: int) -> dict[str, Any]:
-    """`requests` answers over `streams`, each asking again when it has its answer."""
+def asked_for(requests: int, seed: int) -> list[tuple[str, int]]:
+    """Prompts, and how many tokens each is given."""
     given = random.Random(seed)
-    todo = [(text(given, PROMPT), given.randint(32, 96)) for _ in range(requests)]
+    return [(text(given, PROMPT), given.randint(32, 96)) for _ in range(requests)]
+
+
+async def closed(server: dict[str, Any], streams: int, requests: int, seed: int) -> dict[str, Any]:
+    """`requests` answers over `streams`, each asking again when it has its answer.
+
+    Tokens/s are of the time in which all streams ask: until the first of them has nothing left.
+    """
+    todo = asked_for(requests, seed)
     done: list[Answer] = []
 
-    async def stream() -> None:
+    async def stream() -> float:
         while todo:
             done.append(await ask(server, *todo.pop()))
+        return time.perf_counter()
 
-    began = time.perf_counter()
-    await asyncio.gather(*(stream() for _ in range(streams)))
+    end = min(await asyncio.gather(*(stream() for _ in range(streams))))
     # Those that all began at once wait for each other's prompts; the rest are what a server sees in between.
     ordered = sorted(done, key=lambda a: a.began)
     later = ordered[streams if 1 < streams < requests else 0 :]
+    tokens = sum(count for answer in done for at, count in answer.parts if at <= end)
     return {
-        "tokens_s": sum(a.tokens for a in done) / (time.perf_counter() - began),
+        "tokens_s": tokens / (end - ordered[0].began),
         "first_ms": 1e3 * statistics.median(a.first for a in later),
         "first_p99_ms": 1e3 * quantile([a.first for a in later], 0.99),
         "first_together_ms": 1e3 * statistics.median(a.first for a in ordered[:streams]),
@@ -187,6 +197,33 @@ def offline(folder: Path, rounds: int) -> float:
     return statistics.median(found[1:])
 
 
+def engine_alone(folder: Path, requests: int, seed: int) -> float:
+    """Tokens/s of the engine in this process, over the requests of `closed`: their lengths differ, `offline`'s do not."""
+    import torch
+
+    from seekray.generator import Generator
+
+    torch.set_num_threads(1)
+    generator, todo = Generator.load(folder / "bundle"), asked_for(requests, seed)
+    engine, tokens = generator.engine(STREAMS), 0
+
+    def begin() -> None:
+        prompt, count = todo.pop()
+        [job] = generator.jobs(prompts=[prompt], temperature=0, min_tokens=count, max_tokens=count)
+        engine.submit(job)
+
+    began = time.perf_counter()
+    for _ in range(STREAMS):
+        begin()
+    while len(engine) == STREAMS:
+        pieces = engine.step()
+        tokens += len(pieces)
+        for piece in pieces:
+            if piece.finish and todo:
+                begin()
+    return tokens / (time.perf_counter() - began)
+
+
 def measure(folder: Path, rounds: int, parts: list[str], seconds: float) -> dict[str, Any]:
     """All figures, as one document."""
     servers.write(folder)
@@ -228,9 +265,10 @@ def measure(folder: Path, rounds: int, parts: list[str], seconds: float) -> dict
 def _streams(known: dict[str, dict[str, Any]], folder: Path, rounds: int) -> dict[str, Any]:
     """Medians of rounds in which the servers take turns."""
     found: dict[str, dict[int, list[dict[str, Any]]]] = {name: {1: [], STREAMS: []} for name in known}
-    alone = []
+    alone, engine = [], []
     for seed in range(rounds):
         alone.append(offline(folder, 1))
+        engine.append(engine_alone(folder, 80, seed))
         for name, server in known.items():
             quick = name in ("seekray", "replica")
             found[name][1].append(asyncio.run(closed(server, 1, 8 if quick else 3, seed)))
@@ -252,11 +290,14 @@ def _streams(known: dict[str, dict[str, Any]], folder: Path, rounds: int) -> dic
         "16 streams : offline": ratio(many, alone),
         "16 streams : FastAPI": ratio(many, rate["FastAPI"][STREAMS]),
         "replica, 16 streams : offline": ratio(rate["replica"][STREAMS], alone),
+        "16 streams : engine alone": ratio(many, engine),
+        "replica, 16 streams : engine alone": ratio(rate["replica"][STREAMS], engine),
         "first token, 16 : 1": ratio(first[STREAMS], first[1]),
     }
     if "transformers serve" in rate:
         ratios["16 streams : transformers serve"] = ratio(many, rate["transformers serve"][STREAMS])
-    return {"servers": table, "offline": statistics.median(alone), "ratios": ratios}
+    medians = {"offline": statistics.median(alone), "engine_alone": statistics.median(engine)}
+    return {"servers": table, **medians, "ratios": ratios}
 
 
 def _load(known: dict[str, dict[str, Any]], seconds: float) -> dict[str, list[dict[str, float]]]:

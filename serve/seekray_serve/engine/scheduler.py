@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import queue
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,6 +14,10 @@ from seekray.errors import TooBusyError
 
 if TYPE_CHECKING:
     from seekray.models.text_engine import Job, Piece, TextEngine
+
+# The engine takes the interpreter's lock after every kernel. At Python's 5 ms the event loop holds it for too long: 7 % fewer
+# tokens with 16 streams.
+SWITCH_S = 1e-4
 
 Command = Callable[["TextEngine"], None]
 Key = tuple["Ticket", int]
@@ -131,6 +136,7 @@ class EngineThread:
         self._inbox.put(None)
 
     def _run(self) -> None:
+        sys.setswitchinterval(SWITCH_S)
         engine = self._engine = self._make()
         while self._obey(engine):
             try:
