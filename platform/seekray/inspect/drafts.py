@@ -128,7 +128,7 @@ def _sequences(
         {"target": scalar(target), "features": f"{{{features}}}",
          "split": f"{{kind: {kind}, test: 0.2, validation: 0.1, seed: 0}}"},
         {"cell": "gru", "hidden_size": "64", "bidirectional": "true              # false for a model that is fed step by step"}
-        | ({} if task == "labelling" else {"pooling": "mean", "dropout": "0.2"}),
+        | ({} if task == "labelling" else {"pooling": "mean                    # last for such a model", "dropout": "0.2"}),
         {"epochs": "30", "batch_size": "32", "lr": "0.005", "clip_norm": "1.0", "schedule": "{kind: one-cycle}"},
         dict(steps), list(unsure),
     )  # fmt: skip
