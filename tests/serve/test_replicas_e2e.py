@@ -75,28 +75,29 @@ def test_a_stream_in_flight_ends_whole_when_settings_change_and_with_an_error_wh
             found[prefix] = error
 
     def run(act: Any) -> None:
-        threads = []
         found.clear()
-        for prefix in ("/chat", ""):
-            started = threading.Event()
-            threads.append(threading.Thread(target=stream, args=(prefix, started)))
-            threads[-1].start()
-            assert started.wait(20)
+        started = [threading.Event(), threading.Event()]
+        threads = [threading.Thread(target=stream, args=given) for given in zip(("/chat", ""), started, strict=True)]
+        for thread in threads:
+            thread.start()
+        assert all(event.wait(20) for event in started)
         act()
         for thread in threads:
             thread.join()
 
     bundle = _bundle(settings, "chat")
     before = replicas(settings, "chat")
-    run(lambda: deploy.up([ModelToServe("chat", "1", bundle, {"max_queued_requests": 7})], settings))
+    run(lambda: deploy.up([ModelToServe("chat", "1", bundle, {"max_queued_requests": 700})], settings))
     for prefix in ("/chat", ""):
         assert found[prefix][-1].choices[0].finish_reason == "length", found[prefix]
         assert len(found[prefix]) > 100
     until(lambda: set(before) & set(replicas(settings, "chat")), set(), timeout_s=60)
-    [pid] = replicas(settings, "chat")  # now: the streams are short
+    request["n"] = 100  # of which 16 are made at a time: the streams last until the replica is killed
+    [pid] = replicas(settings, "chat")
     run(lambda: os.kill(pid, signal.SIGKILL))
     for prefix in ("/chat", ""):
-        assert isinstance(found[prefix], openai.APIError), found[prefix]
+        ended = found[prefix]
+        assert isinstance(ended, openai.APIError), (prefix, len(ended), ended[-1].choices[0].finish_reason)
         assert "ended; ask again" in str(found[prefix])
 
 

@@ -291,7 +291,8 @@ def test_replicas_follow_the_load_without_a_failed_request(served, bundles):
     settings, result = served
     options = {"autoscaling": {"min": 1, "max": 2, "target": 1.5, "up_after_s": 1, "down_after_s": 1}}
     deploy.up([ModelToServe("wine", "3", bundles["wine"], options)], settings)
-    url, body = f"{result['url']}/wine/v1/predict", {"rows": sample(bundles["wine"])[:1]}
+    # So many rows that the model is busy, not the clients, which pause.
+    url, body = f"{result['url']}/wine/v1/predict", {"rows": sample(bundles["wine"])[:1] * 500}
 
     def last() -> dict[str, Any]:
         return {m["name"]: m for m in deploy.status(settings)["models"]}["wine"]["scaling"]
