@@ -208,7 +208,8 @@ def _of_model(verb: str, model: str, arguments: list[str], where: Settings, ship
         if _is_local(value) and not _is_shared(_path(value), job.storage):
             raise UserError(
                 f"--out {value}: a path on this machine, where the job would not write; "
-                f"give {'' if verb == 'evaluate' else 'an s3:// address or '}a folder that all nodes share, below SEEKRAY_STORAGE",
+                f"give {'' if verb == 'evaluate' else 'an s3:// address or '}a folder that all nodes share, below "
+                "SEEKRAY_STORAGE",
                 field="out",
             )
         if verb == "evaluate" and not _is_local(value):
