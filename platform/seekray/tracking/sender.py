@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the run; its last events come after it
-    os.nice(19)  # Ray's workers, which train, are at 15
+    os.nice(15)  # as Ray's workers, which train
     run, where = Storage(given.uri), settings()
     family = _Family(run, where)
     poll = POLL_SECONDS if run.is_local else REMOTE_POLL_SECONDS
