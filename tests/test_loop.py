@@ -13,6 +13,7 @@ import torch
 from ranks import forked
 from training_kit import Listen, experiment, run_here, same, same_history, write_table
 
+from seekray import loop
 from seekray.checkpoint import Checkpoints, load_named, named_tensors
 from seekray.config import Experiment
 from seekray.data.prepared import Prepared
@@ -250,6 +251,18 @@ def test_points_are_told_at_the_pace_that_was_asked(source: Path, prepared: Prep
     assert sorted(listen.series("loss")) == [2, 4, 5, 6, 8, 10, 12, 14, 15]  # and at the end of each epoch of 5 steps
     assert {"lr", "rows_per_second", "grad_norm", "validation_loss", "train_loss"} <= {p.key for p in listen.heard}
     assert listen.states[-1]["finished"]
+
+
+@pytest.mark.parametrize(("every", "times"), [(1e9, 1), (0, 9)])
+def test_speed_and_system_are_told_at_a_pace_of_their_own(
+    source: Path, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: float, times: int
+) -> None:
+    monkeypatch.setattr(loop, "MEASURED_EVERY_S", every)
+    listen = Listen()
+    run_here(experiment(source, training={"log_every": 2}), prepared, tmp_path, listen)
+    told = [len(listen.series(key)) for key in ("rows_per_second", "system/process_memory_mib")]
+    assert (told, len(listen.series("loss"))) == ([times, times], 9)
+    assert "rows_per_second" in listen.states[-1]
 
 
 # ---- a loss that is not finite

@@ -94,7 +94,7 @@ class Pulse:
         self._shares: dict[str, Tensor] = {}
         self._metrics: dict[str, float] = {}
         self._saved_step = -1
-        self._rated = self._looked = -MEASURED_EVERY_S  # when speed and system were last told
+        self._measured = -MEASURED_EVERY_S
         self._last: dict[str, float] = {}
         self._told: list[Point] = []
         self._watched, self._said = watched(state.family), set[str]()
@@ -134,10 +134,7 @@ class Pulse:
         self._metrics = means | {f"validation_{k}": v for k, v in metrics.items()}
         entry = {"epoch": len(state.history) + 1, "step": state.step, "lr": _rate(state)} | self._metrics
         state.history.append(entry | {"seconds": now - self._epoch_began})
-        told = dict(self._metrics)
-        if now - self._looked >= MEASURED_EVERY_S:
-            told, self._looked = told | system_metrics(), now
-        self._points += points(told, state.step)
+        self._points += points(self._metrics, state.step)
         state.sums, state.sum_rows, self._epoch_began = {}, 0, now
         if self._session.agree(now - self._reported > 1 or state.finished):
             self._report()
@@ -177,10 +174,9 @@ class Pulse:
         values = {k: v / self._window_rows for k, v in total.items()} | {"lr": _rate(state)}
         if self._session.grad_norm is not None:
             values["grad_norm"] = float(self._session.grad_norm)
-        speed = {"rows_per_second": self._window_rows / max(1e-9, now - self._since)}
-        self._last = values | speed
-        if now - self._rated >= MEASURED_EVERY_S:
-            values, self._rated = self._last, now
+        self._last = values | {"rows_per_second": self._window_rows / max(1e-9, now - self._since)}
+        if now - self._measured >= MEASURED_EVERY_S:
+            values, self._measured = self._last | system_metrics(), now
         self._points += points(values, state.step)
         self._window, self._window_rows, self._since = [], 0, now
 
